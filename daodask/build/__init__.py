@@ -1,0 +1,1 @@
+"""Building a store: the spec, the plan, streamlining, running and reporting."""

@@ -1,0 +1,55 @@
+"""The few compressors of the format, by the names that build files use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from daodask.errors import SpecError, suggest
+from daodask.types import AnyArray
+
+__all__ = ["CODECS", "Codec"]
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A Blosc compressor, or none where ``cname`` is empty."""
+
+    cname: str
+    clevel: int
+
+    @classmethod
+    def named(cls, name: str) -> Codec:
+        """The codec of that name.
+
+        Raises
+        ------
+        SpecError
+            There is no such codec.
+        """
+        try:
+            return CODECS[name]
+        except KeyError:
+            raise SpecError(f"unknown codec {name!r}; {suggest(name, CODECS)}") from None
+
+    def zarr_compressors(self) -> Any:
+        """What ``zarr.create_array(compressors=…)`` takes."""
+        from zarr.codecs import BloscCodec
+
+        if not self.cname:
+            return None
+        return BloscCodec(cname=self.cname, clevel=self.clevel, shuffle="shuffle")  # type: ignore[arg-type]
+
+    def encode(self, chunk: AnyArray) -> bytes:
+        """Compress one chunk; the same bytes on every machine and with any number of threads."""
+        little = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
+        if not self.cname:
+            return little.tobytes()
+        from numcodecs import blosc
+
+        return bytes(blosc.compress(little, self.cname.encode(), self.clevel, blosc.SHUFFLE, 0))
+
+
+CODECS: Final = {"lz4": Codec("lz4", 5), "zstd": Codec("zstd", 5), "none": Codec("", 0)}

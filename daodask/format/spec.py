@@ -1,0 +1,130 @@
+"""Names, numbers and layout rules of the store format; ``SPEC.md`` beside this file is the normative text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+__all__ = [
+    "DATASETS",
+    "DEFAULT_BLOCK_ROWS",
+    "FEATURES",
+    "FORMAT_VERSION",
+    "ID_PATTERN",
+    "MATRIX_KINDS",
+    "OBS_NAMES",
+    "RESERVED_OBS_COLUMNS",
+    "SCRATCH",
+    "SNAPSHOTS",
+    "VAR_MEASURED",
+    "Layout",
+    "dataset_path",
+    "exact_integer_dtype",
+    "feature_path",
+    "index_dtype",
+    "served_dtype",
+    "snapshot_path",
+]
+
+#: What this daodask writes, and the newest that it reads.
+FORMAT_VERSION: Final = 1
+
+SNAPSHOTS: Final = "snapshots"
+FEATURES: Final = "features"
+DATASETS: Final = "datasets"
+#: What builds in progress leave for their resumption; never part of a store's content.
+SCRATCH: Final = "scratch"
+
+#: Ids become path parts and URL parts, so they hold no separator, no space and no leading dot.
+ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+
+#: Every store has these obs columns; a study may not bring its own of that name.
+OBS_NAMES: Final = "obs_names"
+RESERVED_OBS_COLUMNS: Final = ("dataset", OBS_NAMES)
+
+#: The boolean column of a dataset's var that says which genes the study measured.
+VAR_MEASURED: Final = "measured"
+
+#: What the values of a matrix are: proven counts, declared normalised values, or anything else.
+MATRIX_KINDS: Final = ("counts", "normalised", "other")
+
+DEFAULT_BLOCK_ROWS: Final = 16_384
+_CHUNK_ROWS: Final = 64
+_SHARD_BYTES: Final = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the arrays of a dataset are cut and compressed.
+
+    Parameters
+    ----------
+    block_rows
+        Rows of a block: the unit of a dask chunk, an obs partition and a worker's task.
+    codec
+        ``"lz4"`` (fast to read), ``"zstd"`` (smaller, for cold stores) or ``"none"``.
+    chunk_rows
+        Rows whose mean number of non-zeros makes an inner chunk: what one random row costs to decode.
+    shard_bytes
+        Raw bytes of a shard, which is one file or object.
+    """
+
+    block_rows: int = DEFAULT_BLOCK_ROWS
+    codec: str = "lz4"
+    chunk_rows: int = _CHUNK_ROWS
+    shard_bytes: int = _SHARD_BYTES
+
+    def chunk_length(self, nnz: int, n_obs: int) -> int:
+        """Elements of an inner chunk: the non-zeros of ``chunk_rows`` average rows, as a multiple of 1024."""
+        mean = nnz / n_obs if n_obs else 0
+        return max(1024, -(-int(mean * self.chunk_rows) // 1024) * 1024)
+
+    def shard_length(self, chunk_length: int, nnz: int, itemsize: int) -> int:
+        """Elements of a shard: a multiple of the chunk, no longer than the array needs."""
+        most = max(1, self.shard_bytes // (chunk_length * itemsize))
+        needed = max(1, -(-nnz // chunk_length))
+        return chunk_length * min(most, needed)
+
+    def block_bounds(self, n_obs: int) -> tuple[int, ...]:
+        """Row bounds ``(0, …, n_obs)`` of the blocks of a dataset; ``(0,)`` where it has no row."""
+        return (*range(0, n_obs, self.block_rows), n_obs) if n_obs else (0,)
+
+
+def snapshot_path(number: int) -> str:
+    """Path of a snapshot below the store's URL."""
+    return f"{SNAPSHOTS}/{number:08d}.json"
+
+
+def feature_path(content_hash: str) -> str:
+    """Path of a feature space below the store's URL."""
+    return f"{FEATURES}/{content_hash}.parquet"
+
+
+def dataset_path(dataset_id: str, token: str) -> str:
+    """Path of a dataset below the store's URL."""
+    return f"{DATASETS}/{dataset_id}.{token}"
+
+
+def index_dtype(n_vars: int) -> np.dtype[np.unsignedinteger]:
+    """Smallest dtype for ``indices``; uint16 is the smallest that scipy and scanpy were tried with."""
+    return np.dtype(np.uint16 if n_vars <= 0x1_0000 else np.uint32)
+
+
+def exact_integer_dtype(largest: int) -> np.dtype[np.unsignedinteger]:
+    """Smallest unsigned dtype that holds counts up to ``largest``; never uint8, which overflows silently when multiplied."""
+    for dtype in (np.uint16, np.uint32, np.uint64):
+        if largest <= np.iinfo(dtype).max:
+            return np.dtype(dtype)
+    raise OverflowError(f"{largest} does not fit 64 bits")
+
+
+def served_dtype(stored: np.dtype[np.generic], largest: float) -> np.dtype[np.floating]:
+    """Floating dtype that daodask hands out: float32, but float64 where float32 would round a stored value.
+
+    float32 holds every integer up to 2**24.
+    """
+    exact = largest <= 2**24 if stored.kind in "iu" else stored.itemsize <= 4
+    return np.dtype(np.float32 if exact else np.float64)

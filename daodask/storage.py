@@ -1,0 +1,197 @@
+"""Where bytes are: a URL with options, opened as an fsspec file system, and the one exclusive write that commits.
+
+A :class:`StoreLocation` is a small value that travels in tasks; file systems are opened by whoever needs one and cached
+by fsspec. Credentials come from the environment of the process that opens it and are never part of the value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from daodask.errors import StoreNotFoundError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
+
+__all__ = ["StoreLocation"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLocation:
+    """A URL and the file system options to open it with.
+
+    Parameters
+    ----------
+    url
+        Any fsspec URL (``gs://bucket/atlas``, ``s3://…``, ``memory://…``) or a local path.
+    options
+        fsspec options as sorted ``(name, value)`` pairs, so that the value is hashable. Use :meth:`parse` to pass a dict.
+    """
+
+    url: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, url: str | os.PathLike[str] | StoreLocation, options: Mapping[str, Any] | None = None) -> StoreLocation:
+        """Make a location of what a user passes; a local path becomes absolute, as workers have other directories."""
+        if isinstance(url, StoreLocation):
+            return url
+        text = os.fspath(url)
+        if "://" not in text and "::" not in text:
+            text = os.path.abspath(os.path.expanduser(text))
+        elif text.startswith("file://"):
+            text = os.path.abspath(text.removeprefix("file://"))
+        return cls(text.rstrip("/") or "/", tuple(sorted((options or {}).items())))
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, relative: str) -> StoreLocation:
+        return StoreLocation(f"{self.url}/{relative}", self.options)
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return posixpath.basename(self.url)
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system; fsspec caches instances per options and process."""
+        return self._resolve()[0]
+
+    @property
+    def path(self) -> str:
+        """The path within :attr:`fs`."""
+        return self._resolve()[1]
+
+    def _resolve(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        fs, path = fsspec.core.url_to_fs(self.url, **dict(self.options))
+        return fs, str(path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the bytes are on a disk of this machine, so that libraries which need a real path can have one."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def exists(self) -> bool:
+        """Whether a file or directory is there."""
+        return bool(self.fs.exists(self.path))
+
+    def read(self) -> bytes:
+        """All bytes of this file.
+
+        Raises
+        ------
+        StoreNotFoundError
+            There is no such file.
+        """
+        try:
+            data: bytes = self.fs.cat_file(self.path)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise StoreNotFoundError(f"expected a file at {self.url}, found none") from error
+        return data
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Bytes ``[start, stop)`` of this file, in one request."""
+        data: bytes = self.fs.cat_file(self.path, start=start, end=stop)
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Write a file that nothing refers to yet; an interrupted write leaves no visible half (it is renamed or PUT)."""
+        fs, path = self._resolve()
+        if isinstance(fs, LocalFileSystem):
+            with _local_temporary(path, data) as temporary:
+                os.replace(temporary, path)
+        else:
+            fs.pipe_file(path, data)
+
+    def create(self, data: bytes) -> bool:
+        """Write a file only if none is there: of several racing writers exactly one gets ``True``.
+
+        This is the commit. On GCS it is ``ifGenerationMatch=0``, on S3 ``If-None-Match: *`` (both through fsspec's
+        ``mode="create"``); on a local disk a flushed temporary file is hard-linked to its name, so that a crash leaves no
+        half file under it.
+        """
+        fs, path = self._resolve()
+        if isinstance(fs, LocalFileSystem):
+            return _create_local(path, data)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError:
+            # s3fs reports a lost race (HTTP 412 or 409) as a bare OSError. What is there decides who won.
+            if fs.exists(path):
+                return bool(fs.cat_file(path) == data)
+            raise
+        return True
+
+    def list(self) -> tuple[str, ...]:
+        """Names directly below this directory, sorted; empty where it does not exist."""
+        fs, path = self._resolve()
+        try:
+            entries = fs.ls(path, detail=False, refresh=True)
+        except FileNotFoundError:
+            return ()
+        return tuple(sorted(posixpath.basename(str(e).rstrip("/")) for e in entries))
+
+    def remove(self) -> None:
+        """Remove a file or a directory with all that is below it; nothing happens where there is none."""
+        fs, path = self._resolve()
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+    def zarr_store(self, *, read_only: bool = True) -> ZarrStore:
+        """A zarr store rooted here."""
+        from zarr.storage import FsspecStore, LocalStore
+
+        fs, path = self._resolve()
+        if isinstance(fs, LocalFileSystem):
+            return LocalStore(path, read_only=read_only)
+        if not fs.async_impl:
+            from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+            return FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=path, read_only=read_only)
+        # A second instance, as zarr drives the file system from its own event loop.
+        asynchronous, path = fsspec.core.url_to_fs(self.url, **dict(self.options), asynchronous=True)
+        return FsspecStore(asynchronous, path=path, read_only=read_only)
+
+
+@contextlib.contextmanager
+def _local_temporary(path: str, data: bytes) -> Iterator[str]:
+    """Write and flush a temporary file beside ``path``; it is gone at the end unless it was moved away."""
+    directory = os.path.dirname(path)
+    os.makedirs(directory, exist_ok=True)
+    temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _create_local(path: str, data: bytes) -> bool:
+    with _local_temporary(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    directory = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return True

@@ -1,0 +1,21 @@
+"""Aliases that several layers share."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+#: Row numbers, row bounds, element offsets: always int64.
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+AnyArray: TypeAlias = npt.NDArray[Any]
+
+#: The one sparse type that blocks have. ``csr_matrix`` and not ``csr_array``: anndata, scanpy and dask's registered
+#: concatenation all hand out and expect the matrix class, and dask's metas of ``csr_array`` say ``csr_matrix`` anyway.
+CSR: TypeAlias = sp.csr_matrix
+
+#: What JSON can hold, as far as uns facts and labels are concerned.
+Label: TypeAlias = str | int | float | bool
