@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime as dt
+import os
+import posixpath
+import re
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from daodask.format.spec import Layout
+import yaml
+
+from daodask.build._section import Section, expected, items, label, texts
+from daodask.errors import SourceError, SpecError, suggest
+from daodask.format.codecs import CODECS
+from daodask.format.spec import ID_PATTERN, MATRIX_KINDS, RESERVED_OBS_COLUMNS, Layout
 from daodask.sources.base import Source, SourceAddress
 from daodask.storage import StoreLocation
 from daodask.types import Label
 
-__all__ = ["BuildSpec", "FeatureSpec", "ObsRule", "SchemaColumn", "StudySpec"]
+__all__ = ["BuildSpec", "FeatureSpec", "ObsRule", "SchemaColumn", "StudySpec", "load_spec"]
+
+#: References that are made of the studies' own gene names.
+_OWN_NAMES: Final = ("union", "intersection")
+_MIN_MATCHED: Final = 0.1
+_JOIN: Final = "_"
+_MATRIX: Final = re.compile(r"X|raw|layers/[^/]+")
+_VARIABLE: Final = re.compile(r"\$(?:\{([A-Za-z_]\w*)(?::-([^}]*))?\}|([A-Za-z_]\w*))")
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMG]i?)?B?")
+_UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +38,8 @@ class FeatureSpec:
     """A feature space to streamline onto.
 
     ``reference`` is the location of a gene table, or ``"union"`` / ``"intersection"`` of the studies' own names.
+    ``organism`` is empty unless the build file declares it, and ``min_matched`` is the fraction of a study's genes that
+    must be known for it to be taken.
     """
 
     name: str
@@ -27,12 +48,16 @@ class FeatureSpec:
     biotypes: tuple[str, ...] = ()
     duplicates: str = "sum"
     organism: str = ""
-    min_matched: float = 0.1
+    min_matched: float = _MIN_MATCHED
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaColumn:
-    """A column of the store's obs schema. ``missing`` replaces absent values; ``None`` leaves them absent."""
+    """A column of the store's obs schema.
+
+    A ``required`` column must be given by every study. ``missing`` replaces absent values; ``None`` leaves them absent,
+    which a required column may not be.
+    """
 
     name: str
     required: bool = False
@@ -41,18 +66,25 @@ class SchemaColumn:
 
 @dataclass(frozen=True, slots=True)
 class ObsRule:
-    """How a study fills an obs column: from source columns (joined where several), mapped; or a constant ``value``."""
+    """How a study fills an obs column: from source columns (joined where several), mapped; or a constant ``value``.
+
+    A label that is mapped to ``None`` becomes missing.
+    """
 
     name: str
     columns: tuple[str, ...] = ()
-    join: str = "_"
-    map: Mapping[Label, Label] = field(default_factory=dict)
+    join: str = _JOIN
+    map: Mapping[Label, Label | None] = field(default_factory=dict)
     value: Label | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StudySpec:
-    """One study: where it is, what to read of it, and how it maps onto the store."""
+    """One study: where it is, what to read of it, and how it maps onto the store.
+
+    ``matrix`` and the values of ``layers`` are ``"X"``, ``"raw"`` or ``"layers/<name>"``; ``obsm`` and ``keep`` hold
+    shell patterns.
+    """
 
     id: str
     source: SourceAddress | Source
@@ -76,3 +108,369 @@ class BuildSpec:
     studies: tuple[StudySpec, ...]
     schema: tuple[SchemaColumn, ...] = ()
     layout: Layout = field(default_factory=Layout)
+
+
+def load_spec(
+    source: str | os.PathLike[str] | StoreLocation | Mapping[str, Any], *, options: Mapping[str, Any] | None = None
+) -> BuildSpec:
+    """Read and check a build file.
+
+    Parameters
+    ----------
+    source
+        URL or path of a YAML file, or a dict of the same shape, where ``source`` of a study may also be an ``AnnData``
+        or any :class:`~daodask.sources.base.Source`.
+    options
+        fsspec options to read the build file with, and what its relative paths name. Other URLs are opened with the
+        credentials of the environment.
+
+    Raises
+    ------
+    SpecError
+        Something in it can't be meant; the message starts with its path, as in ``studies[2].obs.cell_type``.
+    StoreNotFoundError
+        There is no such file.
+    """
+    if isinstance(source, Mapping):
+        return _build_spec(source, None)
+    location = StoreLocation.parse(source, options)
+    return _build_spec(_read_yaml(location), location)
+
+
+# -- YAML -------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without tags, where a key given twice is a mistake and not a silent replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(location: StoreLocation) -> Any:
+    try:
+        return yaml.load(location.read(), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise SpecError(f"{location.url}{line}: expected YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{location.url}: expected YAML in UTF-8: {error}") from error
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+
+def _expand(text: str, path: str) -> str:
+    """Replace ``$VAR``, ``${VAR}`` and ``${VAR:-default}`` by the environment."""
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match[1] or match[3], match[2]
+        value = os.environ.get(name) or default
+        if value is None:
+            raise SpecError(
+                f"{path}: expected the environment variable {name} to be set, got {text!r} without it; "
+                f"set it, or say ${{{name}:-default}}"
+            )
+        return value
+
+    return _VARIABLE.sub(replace, text)
+
+
+def _locate(value: object, path: str, base: StoreLocation | None) -> StoreLocation:
+    """The location that a path of the build file names; relative ones are below the build file's directory."""
+    if isinstance(value, StoreLocation):
+        return value
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise expected(path, "a path or URL", value)
+    text = _expand(str(os.fspath(value)), path)
+    if base is None or "://" in text or "::" in text or text.startswith(("/", "~")):
+        return StoreLocation.parse(text)
+    scheme, separator, rest = base.url.rpartition("://")
+    relative = posixpath.normpath(posixpath.join(posixpath.dirname(rest), text))
+    return StoreLocation(f"{scheme}{separator}{relative}", base.options)
+
+
+# -- the whole file ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What a study takes from the top level."""
+
+    base: StoreLocation | None
+    features: tuple[str, ...]
+    kind: str
+    dtype: str
+    keep: tuple[str, ...]
+
+
+def _build_spec(document: object, base: StoreLocation | None) -> BuildSpec:
+    top = Section.of(document, "", ("features", "X", "obs", "keep", "shuffle", "layout", "studies"))
+    if top.get("shuffle") not in (None, "none"):
+        raise SpecError(f"shuffle: expected none, got {top.get('shuffle')!r}; others are not available in this version")
+    features = _features(top.required("features"), base)
+    kind, dtype = _values(top, "counts", "")
+    defaults = _Defaults(base, tuple(f.name for f in features), kind, dtype, _keep(top, ()))
+    studies = tuple(_study(value, path, defaults) for path, value in items(top.required("studies"), "studies"))
+    _refuse_repeated((s.id for s in studies), "studies", "id")
+    return BuildSpec(features, studies, _schema(top), _layout(top))
+
+
+def _refuse_repeated(names: Iterable[str], path: str, key: str) -> None:
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if first.setdefault(name, i) != i:
+            raise SpecError(f"{path}[{i}].{key}: expected unique names, got {name!r} as in {path}[{first[name]}]")
+
+
+def _identifier(section: Section, key: str) -> str:
+    name = section.text(key)
+    _check_identifier(name, section.at(key))
+    return name
+
+
+def _check_identifier(name: str, path: str) -> None:
+    if not ID_PATTERN.fullmatch(name):
+        raise expected(path, "letters, digits, '_' and '-', at most 128 of them, the first a letter or digit", name)
+
+
+def _features(value: object, base: StoreLocation | None) -> tuple[FeatureSpec, ...]:
+    if isinstance(value, Mapping):
+        return (_feature(value, "features", base),)
+    found = tuple(_feature(v, path, base) for path, v in items(value, "features"))
+    _refuse_repeated((f.name for f in found), "features", "name")
+    return found
+
+
+def _feature(value: object, path: str, base: StoreLocation | None) -> FeatureSpec:
+    keys = ("name", "reference", "synonyms", "biotypes", "duplicates", "organism", "min_matched")
+    section = Section.of(value, path, keys)
+    given = section.required("reference")
+    own = given in _OWN_NAMES
+    for key in ("synonyms", "biotypes"):
+        if own and key in section:
+            raise SpecError(f"{section.at(key)}: expected a reference table to go with it, got reference: {given}")
+    return FeatureSpec(
+        name=_identifier(section, "name"),
+        reference=str(given) if own else _locate(given, section.at("reference"), base),
+        synonyms=_locate(section.get("synonyms"), section.at("synonyms"), base) if "synonyms" in section else None,
+        biotypes=section.texts("biotypes"),
+        duplicates=section.choice("duplicates", ("sum", "error"), "sum"),
+        organism=section.text("organism", ""),
+        min_matched=section.fraction("min_matched", _MIN_MATCHED),
+    )
+
+
+def _values(parent: Section, kind: str, dtype: str) -> tuple[str, str]:
+    """Kind and dtype of ``X:``, over the defaults given."""
+    section = parent.section("X", ("kind", "dtype"))
+    return section.choice("kind", MATRIX_KINDS, kind), section.choice("dtype", ("", "float32"), dtype)
+
+
+def _keep(section: Section, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Patterns of the source columns to keep."""
+    value = section.get("keep")
+    if value is None:
+        return default
+    if isinstance(value, str):
+        if value not in ("all", "none"):
+            raise expected(section.at("keep"), "all, none or a list of patterns", value)
+        return ("*",) if value == "all" else ()
+    return texts(value, section.at("keep"))
+
+
+def _layout(top: Section) -> Layout:
+    section = top.section("layout", ("block_rows", "codec", "chunk_rows", "shard_bytes"))
+    default = Layout()
+    return Layout(
+        block_rows=section.positive("block_rows", default.block_rows),
+        codec=section.choice("codec", CODECS, default.codec),
+        chunk_rows=section.positive("chunk_rows", default.chunk_rows),
+        shard_bytes=_nbytes(section, "shard_bytes", default.shard_bytes),
+    )
+
+
+def _nbytes(section: Section, key: str, default: int) -> int:
+    """A number of bytes, or a text such as ``64MiB``."""
+    value = section.get(key)
+    if not isinstance(value, str):
+        return section.positive(key, default)
+    match = _SIZE.fullmatch(value.strip())
+    unit = (match[2] or "").replace("K", "k") if match else ""
+    nbytes = int(float(match[1]) * _UNITS[unit]) if match else 0
+    if nbytes < 1:
+        raise expected(section.at(key), "a size such as 64MiB, or a number of bytes", value)
+    return nbytes
+
+
+# -- the obs schema and its rules -------------------------------------------------------------------------------------
+
+
+def _schema(top: Section) -> tuple[SchemaColumn, ...]:
+    section = top.section("obs")
+    return tuple(_schema_column(name, section) for name in section.values)
+
+
+def _schema_column(name: str, parent: Section) -> SchemaColumn:
+    _check_target(name, parent)
+    section = parent.section(name, ("required", "missing", "ontology"))
+    if "ontology" in section:
+        raise SpecError(
+            f"{section.at('ontology')}: expected none, as labels can't be checked against an ontology in this version; "
+            f"remove the key"
+        )
+    missing = label(section.get("missing"), section.at("missing")) if "missing" in section else None
+    return SchemaColumn(name, section.flag("required"), missing)
+
+
+def _check_target(name: str, parent: Section) -> None:
+    if name in RESERVED_OBS_COLUMNS:
+        raise SpecError(f"{parent.at(name)}: {name!r} is a column that every store has by itself; choose another name")
+    if not name or "/" in name:
+        raise SpecError(f"{parent.path}: expected a column name without '/', got {name!r}")
+
+
+def _rules(study: Section) -> tuple[ObsRule, ...]:
+    section = study.section("obs")
+    return tuple(_rule(name, section) for name in section.values)
+
+
+def _rule(name: str, parent: Section) -> ObsRule:
+    _check_target(name, parent)
+    value, path = parent.get(name), parent.at(name)
+    if isinstance(value, str) and value:
+        return ObsRule(name, (value,))
+    if not isinstance(value, Mapping):
+        raise expected(path, "a source column, or a mapping with from: or value:", value)
+    section = Section.of(value, path, ("from", "join", "map", "value"))
+    if ("from" in section) == ("value" in section):
+        raise SpecError(f"{path}: expected either from: (a source column) or value: (a constant)")
+    if "value" in section:
+        return _constant(name, section)
+    columns = section.texts("from")
+    if not columns:
+        raise expected(section.at("from"), "a source column or several", section.get("from"))
+    join = section.get("join") if "join" in section else _JOIN
+    if not isinstance(join, str):
+        raise expected(section.at("join"), "text", join)
+    return ObsRule(name, columns, join, _map(section))
+
+
+def _constant(name: str, section: Section) -> ObsRule:
+    for key in ("join", "map"):
+        if key in section:
+            raise SpecError(f"{section.at(key)}: expected from: to go with it, got value:")
+    return ObsRule(name, value=label(section.get("value"), section.at("value")))
+
+
+def _map(section: Section) -> Mapping[Label, Label | None]:
+    value, path = section.get("map"), section.at("map")
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise expected(path, "a mapping of the source's labels to the store's", value)
+    return {label(k, path): None if v is None else label(v, f"{path}.{k}") for k, v in value.items()}
+
+
+# -- studies ----------------------------------------------------------------------------------------------------------
+
+
+def _study(value: object, path: str, defaults: _Defaults) -> StudySpec:
+    keys = ("id", "source", "format", "features", "layer", "X", "genes", "layers", "obsm", "obs", "keep", "uns")
+    section = Section.of(value, path, keys)
+    kind, dtype = _values(section, defaults.kind, defaults.dtype)
+    layers = section.section("layers")
+    for name in layers.values:
+        _check_identifier(name, layers.at(name))
+    return StudySpec(
+        id=_identifier(section, "id"),
+        source=_source(section, defaults.base),
+        features=_feature_name(section, defaults.features),
+        matrix=_matrix(section, "layer", "X"),
+        kind=kind,
+        dtype=dtype,
+        genes=section.text("genes", "index"),
+        layers={name: _matrix(layers, name) for name in layers.values},
+        obsm=section.texts("obsm"),
+        obs=_rules(section),
+        keep=_keep(section, defaults.keep),
+        uns=_uns(section),
+    )
+
+
+def _feature_name(section: Section, known: tuple[str, ...]) -> str:
+    if "features" not in section:
+        if len(known) > 1:
+            raise SpecError(f"{section.at('features')}: expected the name of a feature space; {suggest('', known)}")
+        return known[0]
+    name = section.text("features")
+    if name not in known:
+        raise SpecError(f"{section.at('features')}: unknown feature space {name!r}; {suggest(name, known)}")
+    return name
+
+
+def _matrix(section: Section, key: str, default: str | None = None) -> str:
+    name = section.text(key) if default is None else section.text(key, default)
+    if not _MATRIX.fullmatch(name):
+        raise expected(section.at(key), f"X, raw or layers/<name> (layers/{name}?)", name)
+    return name
+
+
+def _source(section: Section, base: StoreLocation | None) -> SourceAddress | Source:
+    value = section.required("source")
+    if isinstance(value, str | os.PathLike | StoreLocation):
+        return _address(section, _locate(value, section.at("source"), base))
+    if "format" in section:
+        raise SpecError(f"{section.at('format')}: expected none, as the source is an object and not a file")
+    if _is_anndata(value):
+        from daodask.sources.memory import MemorySource
+
+        return MemorySource(value)
+    if isinstance(value, Source):
+        return value
+    raise expected(section.at("source"), "a path or URL, an AnnData or a Source", value)
+
+
+def _address(section: Section, location: StoreLocation) -> SourceAddress:
+    from daodask.sources import FORMATS, detect_format
+
+    if "format" in section:
+        return SourceAddress(location, section.choice("format", FORMATS, ""))
+    try:
+        return SourceAddress(location, detect_format(location))
+    except SourceError as error:
+        raise SpecError(f"{section.at('source')}: {error}") from error
+
+
+def _is_anndata(value: object) -> bool:
+    """Whether it is an AnnData; nothing can be one before anndata, which is slow to import, has been imported."""
+    module = sys.modules.get("anndata")
+    return module is not None and isinstance(value, module.AnnData)
+
+
+def _uns(section: Section) -> Mapping[str, Any]:
+    facts = section.section("uns")
+    if "organism" in facts:
+        facts.text("organism")
+    return {key: _plain(value, facts.at(key)) for key, value in facts.values.items()}
+
+
+def _plain(value: object, path: str) -> Any:
+    """What JSON holds; a date, which YAML makes of ``2017-01-16``, goes back to its text."""
+    if value is None:
+        return None
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{path}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, Mapping):
+        section = Section.of(value, path)
+        return {key: _plain(v, section.at(key)) for key, v in section.values.items()}
+    return label(value, path)

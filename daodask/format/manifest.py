@@ -106,7 +106,7 @@ class DatasetInfo:
     id, path
         Its id and its directory below the store's URL.
     features
-        Hash of its feature space.
+        Name of its feature space.
     n_obs
         Cells.
     blocks
@@ -181,9 +181,9 @@ class Snapshot:
         """Datasets by id."""
         return {d.id: d for d in self.datasets}
 
-    def of_features(self, content_hash: str) -> tuple[DatasetInfo, ...]:
+    def of_features(self, name: str) -> tuple[DatasetInfo, ...]:
         """Datasets of one feature space, in store order."""
-        return tuple(d for d in self.datasets if d.features == content_hash)
+        return tuple(d for d in self.datasets if d.features == name)
 
     def to_json(self) -> bytes:
         """The bytes of the snapshot file: UTF-8 JSON with sorted keys."""

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 __all__ = [
+    "CHECKSUMS",
     "DATASETS",
     "DEFAULT_BLOCK_ROWS",
     "FEATURES",
@@ -35,6 +36,8 @@ FORMAT_VERSION: Final = 1
 SNAPSHOTS: Final = "snapshots"
 FEATURES: Final = "features"
 DATASETS: Final = "datasets"
+#: The file of a dataset that has size and SHA-256 of each of its other files.
+CHECKSUMS: Final = "checksums.json"
 #: What builds in progress leave for their resumption; never part of a store's content.
 SCRATCH: Final = "scratch"
 

@@ -1,0 +1,93 @@
+"""Block addresses into lazy collections: partition i, chunk i of X and chunk i of any layer are the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+from dask.base import tokenize
+
+from daodask.blocks import BlockAddress, empty_obs, read_matrix, read_obs, read_obsm
+from daodask.format.manifest import ObsColumn
+from daodask.types import Int64Array
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import dask.dataframe as dd
+
+__all__ = ["lazy_matrix", "lazy_obs", "lazy_obsm"]
+
+
+def lazy_matrix(
+    blocks: Sequence[BlockAddress], name: str, genes: Int64Array | None, n_vars: int, dtype: np.dtype[np.floating]
+) -> da.Array:
+    """A dask array of CSR blocks, one task a block (lazy)."""
+    import dask.array as da
+
+    token = _token("read-x" if name == "X" else "read-layer", blocks, name, genes, dtype)
+    # The genes are one node that all tasks refer to, so that a long list is not in every task.
+    shared = f"genes-{token}"
+    graph: dict[object, object] = {
+        (token, i, 0): (read_matrix, block, name, shared, dtype.name) for i, block in enumerate(blocks)
+    }
+    graph[shared] = genes
+    chunks = (_row_chunks(blocks), (n_vars,))
+    if not blocks:
+        graph[token, 0, 0] = sp.csr_matrix((0, n_vars), dtype=dtype)
+    return da.Array(graph, token, chunks, meta=sp.csr_matrix((0, 0), dtype=dtype))
+
+
+def lazy_obsm(blocks: Sequence[BlockAddress], name: str, width: int, dtype: str) -> da.Array:
+    """A dask array of dense blocks, one task a block (lazy)."""
+    import dask.array as da
+
+    token = _token("read-obsm", blocks, name)
+    graph: dict[object, object] = {(token, i, 0): (read_obsm, block, name) for i, block in enumerate(blocks)}
+    if not blocks:
+        graph[token, 0, 0] = np.empty((0, width), dtype=dtype)
+    return da.Array(graph, token, (_row_chunks(blocks), (width,)), meta=np.empty((0, 0), dtype=dtype))
+
+
+def lazy_obs(blocks: Sequence[BlockAddress], schema: Sequence[ObsColumn], dataset_ids: Sequence[str]) -> dd.DataFrame:
+    """A dask dataframe with known divisions (row numbers in the store) and known categories (lazy)."""
+    import dask.dataframe as dd
+
+    meta = empty_obs(schema, dataset_ids)
+    if not blocks:
+        return dd.from_pandas(meta, npartitions=1)
+    first = [block.offset + int(block.start if block.rows is None else block.rows[0]) for block in blocks]
+    final = blocks[-1]
+    last = final.offset + int(final.stop - 1 if final.rows is None else final.rows[-1])
+    return dd.from_map(
+        _read_obs_partition,
+        list(blocks),
+        schema=tuple(schema),
+        dataset_ids=tuple(dataset_ids),
+        meta=meta,
+        divisions=(*first, last),
+        label="read-obs",
+        enforce_metadata=False,
+    )
+
+
+def _read_obs_partition(
+    block: BlockAddress,
+    schema: Sequence[ObsColumn],
+    dataset_ids: Sequence[str],
+    columns: list[str] | None = None,
+) -> object:
+    # dask projects columns into reads whose function has an argument of this name.
+    return read_obs(block, schema, dataset_ids, columns)
+
+
+def _row_chunks(blocks: Sequence[BlockAddress]) -> tuple[int, ...]:
+    return tuple(block.n_obs for block in blocks) or (0,)
+
+
+def _token(label: str, blocks: Sequence[BlockAddress], *arguments: object) -> str:
+    """A name that is the same for the same read, so that dask shares it between what is computed together."""
+    identity = [(b.dataset, b.start, b.stop, b.rows) for b in blocks]
+    return f"{label}-{tokenize(identity, *arguments)}"
+

@@ -1,0 +1,272 @@
+"""Reading one block: all that a worker does for an analysis or a batch.
+
+A :class:`BlockAddress` says which rows of which dataset; functions here turn it into a CSR matrix, a dense array or an obs
+frame. They know no scheduler and keep no state but small caches of what is immutable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+
+from daodask.errors import CorruptStoreError
+from daodask.format.manifest import ObsColumn
+from daodask.format.spec import OBS_NAMES
+from daodask.storage import StoreLocation
+from daodask.types import CSR, AnyArray, Int64Array
+
+__all__ = ["BlockAddress", "empty_obs", "read_matrix", "read_obs", "read_obsm", "read_var"]
+
+#: Runs of selected rows that are at most this far apart are read as one: decoding a chunk of about 64 rows costs less
+#: than another request for it.
+_GAP_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockAddress:
+    """Some rows of one dataset.
+
+    Parameters
+    ----------
+    dataset
+        The dataset's directory.
+    id
+        The dataset's id, which its rows carry in the obs column ``dataset``.
+    offset
+        Number, in the opened store, of the dataset's first row.
+    start, stop
+        Row bounds within the dataset.
+    rows
+        The selected rows among these, increasing, as row numbers of the dataset; ``None`` for all.
+    """
+
+    dataset: StoreLocation
+    id: str
+    offset: int
+    start: int
+    stop: int
+    rows: Int64Array | None = None
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.stop - self.start if self.rows is None else len(self.rows)
+
+    @property
+    def local_rows(self) -> Int64Array:
+        """Row numbers within the dataset."""
+        return np.arange(self.start, self.stop, dtype=np.int64) if self.rows is None else self.rows
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Row bounds to read: one run, or several where the selected rows lie far apart."""
+        if self.rows is None:
+            if self.stop > self.start:
+                yield self.start, self.stop
+            return
+        for part in np.split(self.rows, np.flatnonzero(np.diff(self.rows) > _GAP_ROWS) + 1):
+            if len(part):
+                yield int(part[0]), int(part[-1]) + 1
+
+
+def read_matrix(block: BlockAddress, name: str, genes: Int64Array | None, dtype: str) -> CSR:
+    """Rows of X or a layer (computes).
+
+    Parameters
+    ----------
+    block
+        Which rows.
+    name
+        ``"X"`` or ``"layers/<name>"``.
+    genes
+        Columns to keep, in their order; ``None`` for all.
+    dtype
+        Of the values handed out.
+
+    Returns
+    -------
+    csr_matrix
+        ``(block.n_obs, genes)`` with sorted int32 indices.
+    """
+    n_vars = _matrix_width(block.dataset, name)
+    parts = [_read_run(block, name, start, stop, n_vars, dtype) for start, stop in block.runs()]
+    whole = sp.csr_matrix((0, n_vars), dtype=dtype) if not parts else parts[0] if len(parts) == 1 else sp.vstack(parts, "csr")
+    if genes is None:
+        return whole
+    taken = whole[:, genes]
+    taken.sort_indices()
+    return taken
+
+
+def _read_run(block: BlockAddress, name: str, start: int, stop: int, n_vars: int, dtype: str) -> CSR:
+    indptr: Int64Array = _open_array(block.dataset, f"{name}/indptr")[start : stop + 1]
+    low, high = int(indptr[0]), int(indptr[-1])
+    data = _open_array(block.dataset, f"{name}/data")[low:high].astype(dtype, copy=False)
+    indices = _open_array(block.dataset, f"{name}/indices")[low:high].astype(np.int32)
+    run = sp.csr_matrix((data, indices, indptr - low), shape=(stop - start, n_vars), copy=False)
+    run.has_canonical_format = True
+    if block.rows is None:
+        return run
+    selected = block.rows[(block.rows >= start) & (block.rows < stop)]
+    return run if len(selected) == stop - start else run[selected - start]
+
+
+def read_obsm(block: BlockAddress, name: str) -> AnyArray:
+    """Rows of a dense array per cell, ``(block.n_obs, width)`` (computes)."""
+    array = _open_array(block.dataset, f"obsm/{name}")
+    runs = [array[start:stop] for start, stop in block.runs()]
+    if block.rows is None:
+        return runs[0] if runs else array[0:0]
+    local = np.concatenate([np.arange(start, stop) for start, stop in block.runs()]) if runs else np.empty(0, np.int64)
+    whole = np.concatenate(runs) if runs else array[0:0]
+    return whole[np.searchsorted(local, block.rows)]
+
+
+def read_obs(
+    block: BlockAddress, schema: Sequence[ObsColumn], dataset_ids: Sequence[str], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Cell metadata of a block, in the dtypes that the whole store shares (computes).
+
+    Parameters
+    ----------
+    block
+        Which rows.
+    schema
+        The store's obs schema.
+    dataset_ids
+        Categories of the column ``dataset``.
+    columns
+        The columns wanted, in this order; all by default.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by int64 row numbers in the store.
+    """
+    wanted = list(columns) if columns is not None else ["dataset", OBS_NAMES, *(c.name for c in schema)]
+    shared = {c.name: c for c in (ObsColumn("dataset", "category", tuple(dataset_ids)), *schema)}
+    shared[OBS_NAMES] = ObsColumn(OBS_NAMES, "string")
+    table = _read_parquet_rows(block, [c for c in wanted if c != "dataset"])
+    series = {}
+    for name in wanted:
+        column = shared[name]
+        if name == "dataset":
+            values = pd.Series(pd.Categorical.from_codes(
+                np.full(block.n_obs, list(dataset_ids).index(block.id)), dtype=_category(column)))
+        elif name in table.column_names:
+            values = _conform(table.column(name), column)
+        else:
+            values = _conform(pa.chunked_array([pa.nulls(block.n_obs, _arrow_type(column))]), column)
+        series[name] = values
+    index = pd.Index(block.local_rows + block.offset, dtype=np.int64)
+    frame = pd.DataFrame(series, columns=wanted)
+    return frame.set_axis(index, axis=0)
+
+
+def empty_obs(schema: Sequence[ObsColumn], dataset_ids: Sequence[str]) -> pd.DataFrame:
+    """The frame that :func:`read_obs` returns, without a row: its dtypes are the store's."""
+    columns = (ObsColumn("dataset", "category", tuple(dataset_ids)), ObsColumn(OBS_NAMES, "string"), *schema)
+    series = {c.name: _conform(pa.chunked_array([pa.nulls(0, _arrow_type(c))]), c) for c in columns}
+    return pd.DataFrame(series).set_axis(pd.Index([], dtype=np.int64), axis=0)
+
+
+def read_var(dataset: StoreLocation) -> pd.DataFrame:
+    """A dataset's gene metadata, with its measured-gene mask (computes)."""
+    import anndata
+
+    frame: pd.DataFrame = anndata.io.read_elem(_open_group(dataset)["var"])
+    return frame
+
+
+# -- obs: arrow -> the shared dtypes ------------------------------------------------------------------------------------
+
+
+def _read_parquet_rows(block: BlockAddress, columns: Sequence[str]) -> pa.Table:
+    location = block.dataset / "obs.parquet"
+    with location.fs.open(location.path, "rb") as file, pq.ParquetFile(file, metadata=_parquet_metadata(location)) as parquet:
+        present = set(parquet.schema_arrow.names)
+        bounds = np.cumsum([0, *(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))])
+        groups = [i for i in range(parquet.num_row_groups) if bounds[i] < block.stop and bounds[i + 1] > block.start]
+        table = parquet.read_row_groups(groups, columns=[c for c in columns if c in present])
+    first = int(bounds[groups[0]]) if groups else 0
+    if block.rows is None:
+        return table.slice(block.start - first, block.stop - block.start)
+    return table.take(pa.array(block.rows - first))
+
+
+@lru_cache(maxsize=4096)
+def _parquet_metadata(location: StoreLocation) -> pq.FileMetaData:
+    with location.fs.open(location.path, "rb") as file:
+        return pq.read_metadata(file)
+
+
+def _arrow_type(column: ObsColumn) -> pa.DataType:
+    if column.dtype in ("category", "string"):
+        return pa.string()
+    return pa.bool_() if column.dtype == "bool" else pa.from_numpy_dtype(np.dtype(column.dtype))
+
+
+def _category(column: ObsColumn) -> pd.CategoricalDtype:
+    categories = pd.Index(list(column.categories), dtype=None if column.categories else object)
+    if categories.inferred_type == "string":
+        categories = categories.astype(object)
+    return pd.CategoricalDtype(categories, column.ordered)
+
+
+def _conform(values: pa.ChunkedArray, column: ObsColumn) -> pd.Series:
+    """Values of one dataset in the dtype of the store."""
+    if pa.types.is_dictionary(values.type) and column.dtype != "category":
+        values = values.cast(values.type.value_type)
+    if column.dtype == "category":
+        return _categorical(values, _category(column))
+    if column.dtype == "string":
+        return pd.Series(values.to_numpy(zero_copy_only=False), dtype=object)
+    target = np.dtype(column.dtype)
+    if column.nullable and target.kind in "iub":
+        name = "boolean" if target.kind == "b" else target.name.replace("int", "Int").replace("uI", "UI")
+        nullable = pd.api.types.pandas_dtype(name)
+        return values.cast(_arrow_type(column)).to_pandas(types_mapper=lambda _: nullable)
+    return pd.Series(values.to_numpy(zero_copy_only=False)).astype(target)
+
+
+def _categorical(values: pa.ChunkedArray, dtype: pd.CategoricalDtype) -> pd.Series:
+    """Codes by looking up the few distinct labels, never the many cells."""
+    encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    encoded = encoded.unify_dictionaries().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.chunk(0) if encoded.num_chunks else pa.array([], encoded.type)
+    labels = encoded.dictionary.to_pylist()
+    position = {label: code for code, label in enumerate(dtype.categories)}
+    unknown = [label for label in labels if label is not None and label not in position]
+    if unknown:
+        raise CorruptStoreError(f"obs.parquet has the label {unknown[0]!r} that the snapshot's schema does not know")
+    lookup = np.array([*(position.get(label, -1) for label in labels), -1], dtype=np.int64)
+    indices = encoded.indices.fill_null(len(labels)).to_numpy(zero_copy_only=False)
+    return pd.Series(pd.Categorical.from_codes(lookup[indices], dtype=dtype))
+
+
+# -- opened arrays ------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def _open_group(dataset: StoreLocation) -> Any:
+    import zarr
+
+    # Consolidated metadata makes this one request; without it each array would be another.
+    return zarr.open_group(dataset.zarr_store(), mode="r")
+
+
+@lru_cache(maxsize=1024)
+def _open_array(dataset: StoreLocation, path: str) -> Any:
+    return _open_group(dataset)[path]
+
+
+def _matrix_width(dataset: StoreLocation, name: str) -> int:
+    return int(_open_group(dataset)[name].attrs["shape"][1])

@@ -1,0 +1,325 @@
+"""From a spec and what its studies are, to a frozen plan: what will be done to each study, and where. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Final
+
+import pandas as pd
+
+from daodask.build.genes import GeneLookup, GeneMap, check_matched, check_organism, map_genes
+from daodask.build.report import table
+from daodask.build.spec import BuildSpec, FeatureSpec, SchemaColumn, StudySpec
+from daodask.errors import FeatureSpaceError, SelectionError, StreamlineError
+from daodask.format.features import FeatureSpace
+from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, ObsmInfo, Snapshot, merge_schema
+from daodask.format.spec import DATASETS, FORMAT_VERSION, SCRATCH, Layout, dataset_path
+from daodask.sources.base import Fingerprint, SourceAddress
+from daodask.storage import StoreLocation
+
+__all__ = ["BuildPlan", "Space", "StudyFacts", "StudyPlan", "make_plan", "with_datasets"]
+
+#: Part of every dataset's fingerprint: raised when the same input would be streamlined to other bytes.
+_STREAMLINE_VERSION: Final = 1
+
+
+@dataclass(frozen=True, eq=False)
+class StudyFacts:
+    """What looking at a study's metadata tells.
+
+    Parameters
+    ----------
+    n_obs
+        Cells.
+    genes
+        Gene names per matrix of the source that is read (``X``, ``raw`` or ``layers/…``).
+    columns
+        Its obs as streamlining will make it.
+    obsm
+        Dense arrays per cell that will be kept.
+    uns
+        Facts, of the source and of the build file.
+    organisms
+        The few distinct values of the obs columns that name an organism.
+    fingerprint
+        Identity of its content.
+    """
+
+    n_obs: int
+    genes: Mapping[str, Sequence[str]]
+    columns: tuple[ColumnSummary, ...]
+    obsm: tuple[ObsmInfo, ...]
+    uns: Mapping[str, Any]
+    organisms: pd.DataFrame
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A feature space with what maps names onto it."""
+
+    spec: FeatureSpec
+    features: FeatureSpace
+    lookup: GeneLookup
+
+
+@dataclass(frozen=True, eq=False)
+class StudyPlan:
+    """What will be done to one study.
+
+    Parameters
+    ----------
+    study
+        Its spec.
+    action
+        ``"build"``, ``"replace"``, ``"unchanged"``, ``"refused"`` or ``"failed"``.
+    reason
+        Why it is refused or failed.
+    space
+        Its feature space.
+    facts, genes
+        What it is, and where its genes go, per matrix; absent where looking at it failed.
+    fingerprint
+        Of everything its dataset will be made from; also its token in paths, so that the same input finds its own
+        receipts again and writes the same bytes to the same place.
+    blocks
+        Row bounds of its blocks.
+    known_report
+        What the store says of its dataset, where there is one already.
+    """
+
+    study: StudySpec
+    action: str
+    reason: str = ""
+    space: Space | None = None
+    facts: StudyFacts | None = None
+    genes: Mapping[str, GeneMap] | None = None
+    fingerprint: str = ""
+    blocks: tuple[int, ...] = ()
+    known_report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dataset_path(self) -> str:
+        """Where the dataset will be, below the store's URL."""
+        return dataset_path(self.study.id, self.fingerprint[:12])
+
+    @property
+    def scratch_path(self) -> str:
+        """Where staged blocks and receipts will be, below the store's URL."""
+        return self.dataset_path.replace(DATASETS, SCRATCH, 1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BuildPlan:
+    """What a build will do: printable, and nothing is written by making one."""
+
+    location: StoreLocation
+    layout: Layout
+    schema: tuple[SchemaColumn, ...]
+    spaces: tuple[Space, ...]
+    studies: tuple[StudyPlan, ...]
+    snapshot: int
+
+    @property
+    def todo(self) -> tuple[StudyPlan, ...]:
+        """Studies that will be built."""
+        return tuple(s for s in self.studies if s.action in ("build", "replace"))
+
+    def __repr__(self) -> str:
+        header = ("study", "action", "cells", "blocks", "genes matched", "padded", "dropped")
+        lines = [f"build into {self.location}, now at snapshot {self.snapshot or 'none'}"]
+        lines += [
+            f"feature space {s.features.name!r}: {len(s.features):,} genes{_of(s.features.organism)}" for s in self.spaces
+        ]
+        lines += [
+            f"layout: blocks of {self.layout.block_rows:,} cells, {self.layout.codec}, "
+            f"shards of {self.layout.shard_bytes / 2**20:.0f} MiB",
+            "",
+            table(header, map(_row, self.studies)),
+        ]
+        lines += [f"\n{s.study.id}: {s.action}: {s.reason}" for s in self.studies if s.reason]
+        return "\n".join(lines)
+
+
+def _of(organism: str) -> str:
+    return f" of {organism}" if organism else ""
+
+
+def _row(plan: StudyPlan) -> tuple[str, ...]:
+    if plan.facts is None or plan.genes is None:
+        return plan.study.id, plan.action, "", "", "", "", ""
+    genes = plan.genes[plan.study.matrix]
+    numbers = (plan.facts.n_obs, max(0, len(plan.blocks) - 1), genes.matched, genes.padded, sum(genes.dropped.values()))
+    return plan.study.id, plan.action, *(f"{n:,}" for n in numbers)
+
+
+def make_plan(
+    location: StoreLocation,
+    spec: BuildSpec,
+    spaces: Sequence[Space],
+    facts: Mapping[str, StudyFacts | Exception],
+    snapshot: Snapshot | None,
+    *,
+    replace_changed: bool,
+) -> BuildPlan:
+    """Decide what to do with each study.
+
+    Raises
+    ------
+    FeatureSpaceError
+        The store has a feature space of the same name with other genes.
+    """
+    current = snapshot or Snapshot(0, "", "")
+    by_name = {space.features.name: space for space in spaces}
+    _check_spaces(current, by_name)
+    studies = tuple(
+        _plan_study(study, by_name.get(study.features), facts[study.id], spec, current, replace_changed)
+        for study in spec.studies
+    )
+    return BuildPlan(location, spec.layout, spec.schema, tuple(spaces), _check_schema(studies, current), current.number)
+
+
+def _check_spaces(snapshot: Snapshot, spaces: Mapping[str, Space]) -> None:
+    for known in snapshot.features:
+        space = spaces.get(known.name)
+        if space is not None and space.features.hash != known.hash:
+            raise FeatureSpaceError(
+                f"the store's feature space {known.name!r} has other genes ({known.n_vars:,}, hash {known.hash[:8]}) than the "
+                f"build's ({len(space.features):,}, hash {space.features.hash[:8]}); give the build's another name, or use "
+                f"the reference and biotypes that the store was begun with"
+            )
+
+
+def _plan_study(
+    study: StudySpec,
+    space: Space | None,
+    facts: StudyFacts | Exception,
+    spec: BuildSpec,
+    snapshot: Snapshot,
+    replace_changed: bool,
+) -> StudyPlan:
+    if isinstance(facts, Exception):
+        return StudyPlan(study, *_refusal(facts))
+    if space is None:  # the genes of its feature space could not be made: every study of it failed to be looked at
+        return StudyPlan(study, "failed", f"feature space {study.features!r} could not be made")
+    try:
+        genes = _map_genes(study, space, facts)
+    except StreamlineError as error:
+        return StudyPlan(study, *_refusal(error))
+    fingerprint = _fingerprint(study, spec, space, facts, genes)
+    action, reason = _action(study, fingerprint, snapshot, replace_changed)
+    known = snapshot.dataset.get(study.id)
+    return StudyPlan(
+        study,
+        action,
+        reason,
+        space,
+        facts,
+        genes,
+        fingerprint,
+        blocks=spec.layout.block_bounds(facts.n_obs),
+        known_report=known.report if known else {},
+    )
+
+
+def _refusal(error: Exception) -> tuple[str, str]:
+    return ("refused" if isinstance(error, StreamlineError) else "failed"), str(error)
+
+
+def _map_genes(study: StudySpec, space: Space, facts: StudyFacts) -> dict[str, GeneMap]:
+    names = facts.genes[study.matrix]
+    declared = str(facts.uns.get("organism", ""))
+    check_organism(space.features, declared, names, facts.organisms, strict=bool(space.spec.organism))
+    maps = {matrix: map_genes(g, space.lookup, space.spec.duplicates) for matrix, g in facts.genes.items()}
+    check_matched(maps[study.matrix], space.features, space.spec.min_matched)
+    return maps
+
+
+def _action(study: StudySpec, fingerprint: str, snapshot: Snapshot, replace_changed: bool) -> tuple[str, str]:
+    known = snapshot.dataset.get(study.id)
+    if known is None:
+        return "build", ""
+    if known.fingerprint == fingerprint:
+        return "unchanged", ""
+    if replace_changed:
+        return "replace", ""
+    return "refused", (
+        f"the store already has a dataset {study.id!r}, made from another content, spec, feature space or layout; build with "
+        f"--replace (replace=True) to put this one in its place, or give it another id"
+    )
+
+
+def _fingerprint(
+    study: StudySpec, spec: BuildSpec, space: Space, facts: StudyFacts, genes: Mapping[str, GeneMap]
+) -> str:
+    """SHA-256 over everything that the dataset's bytes depend on, and nothing else: not where the source is."""
+    made_from = {
+        "format": FORMAT_VERSION,
+        "streamline": _STREAMLINE_VERSION,
+        "source": facts.fingerprint.digest,
+        "study": replace(study, source=_NO_SOURCE),
+        "schema": spec.schema,
+        "features": space.features.hash,
+        "genes": {m: hashlib.sha256(g.target.tobytes()).hexdigest() for m, g in genes.items()},
+        "layout": spec.layout,
+    }
+    return hashlib.sha256(_canonical(made_from).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    """Text that is the same for the same content: entries of mappings in order of their keys."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _canonical({f.name: getattr(value, f.name) for f in fields(value)})
+    if isinstance(value, Mapping):
+        return "{" + ",".join(sorted(f"{k!r}:{_canonical(v)}" for k, v in value.items())) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_canonical, value)) + "]"
+    return repr(value)
+
+
+_NO_SOURCE: Final = SourceAddress(StoreLocation(""), "")
+
+
+def _check_schema(studies: tuple[StudyPlan, ...], snapshot: Snapshot) -> tuple[StudyPlan, ...]:
+    """Refuse studies whose obs columns don't go together with the store's, or with those of the studies before them."""
+    accepted: dict[str, list[DatasetInfo]] = {}
+    checked = []
+    for plan in studies:
+        if plan.action not in ("build", "replace") or plan.space is None or plan.facts is None:
+            checked.append(plan)
+            continue
+        key = plan.space.features.name
+        others = accepted.setdefault(key, [d for d in snapshot.of_features(key) if d.id != plan.study.id])
+        candidate = DatasetInfo(plan.study.id, "", key, plan.facts.n_obs, plan.blocks, (), columns=plan.facts.columns)
+        try:
+            merge_schema([*others, candidate])
+        except SelectionError as error:
+            checked.append(replace(plan, action="refused", reason=str(error)))
+        else:
+            others.append(candidate)
+            checked.append(plan)
+    return tuple(checked)
+
+
+def with_datasets(snapshot: Snapshot, spaces: Iterable[FeatureSpace], datasets: Iterable[DatasetInfo]) -> Snapshot:
+    """The snapshot with these datasets in it: in the place of one of the same id, or at the end.
+
+    Raises
+    ------
+    SelectionError
+        Obs columns don't go together.
+    FeatureSpaceError
+        Another builder has meanwhile committed a feature space of the same name with other genes.
+    """
+    named = {s.name: s for s in snapshot.features}
+    for space in spaces:
+        known = named.setdefault(space.name, FeatureSpaceInfo(space.name, space.hash, len(space), space.organism))
+        if known.hash != space.hash:
+            raise FeatureSpaceError(f"the store meanwhile has a feature space {space.name!r} with other genes; name yours anew")
+    merged = {**{d.id: d for d in snapshot.datasets}, **{d.id: d for d in datasets}}
+    changed = replace(snapshot, datasets=tuple(merged.values()))
+    with_schema = tuple(replace(s, obs=merge_schema(changed.of_features(s.name), s.obs)) for s in named.values())
+    return replace(changed, features=with_schema)
+

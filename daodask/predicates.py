@@ -1,0 +1,315 @@
+"""Conditions on cell metadata: parsed, pruned against what a snapshot knows, evaluated on a frame. Pure.
+
+Logic has two values, as in pandas: a missing value equals nothing, lies in no list and in no range, and differs from
+everything. So ``exclude=`` and ``!=`` keep cells whose value is unknown.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pandas as pd
+
+from daodask.errors import SelectionError
+from daodask.format.manifest import ColumnSummary
+from daodask.types import BoolArray, Label
+
+__all__ = ["All", "Compare", "IsIn", "Not", "Predicate", "Some", "is_in", "parse_query"]
+
+
+class Predicate(Protocol):
+    """A condition on cells."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Obs columns that it needs."""
+        ...
+
+    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
+        """Whether every cell (``True``) or no cell (``False``) of a dataset meets it; ``None`` where that needs a look."""
+        ...
+
+    def evaluate(self, obs: pd.DataFrame) -> BoolArray:
+        """Which rows meet it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IsIn:
+    """The column's value is one of ``values``."""
+
+    column: str
+    values: tuple[Label, ...]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Obs columns that it needs."""
+        return frozenset({self.column})
+
+    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
+        """Decided by the labels that a dataset has."""
+        summary = summaries.get(self.column)
+        if summary is None:
+            return False
+        if summary.dtype != "category":
+            return _prune_range(summary, self.values)
+        present = {label for label, count in zip(summary.categories, summary.counts, strict=True) if count}
+        if not present & set(self.values):
+            return False
+        return True if present <= set(self.values) and not summary.n_missing else None
+
+    def evaluate(self, obs: pd.DataFrame) -> BoolArray:
+        """Which rows meet it."""
+        return _as_bool(obs[self.column].isin(list(self.values)))
+
+
+def _prune_range(summary: ColumnSummary, values: Collection[Label]) -> bool | None:
+    if summary.low is None or summary.high is None:
+        return None
+    low, high = summary.low, summary.high
+    inside = any(isinstance(v, int | float) and low <= v <= high for v in values)
+    return None if inside else False
+
+
+_OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """The column's value stands in this relation (``<``, ``<=``, ``>``, ``>=``) to a number or, if ordered, a label."""
+
+    column: str
+    relation: str
+    value: Label
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Obs columns that it needs."""
+        return frozenset({self.column})
+
+    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
+        """Decided by a dataset's smallest and largest value."""
+        summary = summaries.get(self.column)
+        if summary is None:
+            return False
+        if summary.low is None or summary.high is None or not isinstance(self.value, int | float):
+            return None
+        holds = _OPERATORS[self.relation]
+        at_ends = holds(summary.low, self.value), holds(summary.high, self.value)
+        if not any(at_ends):
+            return False
+        return True if all(at_ends) and not summary.n_missing else None
+
+    def evaluate(self, obs: pd.DataFrame) -> BoolArray:
+        """Which rows meet it."""
+        values = obs[self.column]
+        try:
+            return _as_bool(_OPERATORS[self.relation](values, self.value))
+        except TypeError as error:
+            raise SelectionError(
+                f"{self.column} {self.relation} {self.value!r}: column {self.column!r} is {values.dtype}, which has no such "
+                f"order; compare numbers with numbers, and labels with == or in"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The cells that don't meet a condition, those of unknown value among them."""
+
+    inner: Predicate
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Obs columns that it needs."""
+        return self.inner.columns
+
+    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
+        """The inner decision, turned round."""
+        decided = self.inner.prune(summaries)
+        return None if decided is None else not decided
+
+    def evaluate(self, obs: pd.DataFrame) -> BoolArray:
+        """Which rows meet it."""
+        return ~self.inner.evaluate(obs)
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every condition is met."""
+
+    inner: tuple[Predicate, ...]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Obs columns that it needs."""
+        return frozenset().union(*(p.columns for p in self.inner))
+
+    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
+        """No cell where one condition has none."""
+        decided = [p.prune(summaries) for p in self.inner]
+        if any(d is False for d in decided):
+            return False
+        return True if all(decided) else None
+
+    def evaluate(self, obs: pd.DataFrame) -> BoolArray:
+        """Which rows meet it."""
+        return np.logical_and.reduce([np.ones(len(obs), bool), *(p.evaluate(obs) for p in self.inner)])
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """At least one condition is met."""
+
+    inner: tuple[Predicate, ...]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Obs columns that it needs."""
+        return frozenset().union(*(p.columns for p in self.inner))
+
+    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
+        """Every cell where one condition has all."""
+        decided = [p.prune(summaries) for p in self.inner]
+        if any(d is True for d in decided):
+            return True
+        return None if any(d is None for d in decided) else False
+
+    def evaluate(self, obs: pd.DataFrame) -> BoolArray:
+        """Which rows meet it."""
+        return np.logical_or.reduce([np.zeros(len(obs), bool), *(p.evaluate(obs) for p in self.inner)])
+
+
+def is_in(column: str, value: object) -> IsIn:
+    """Equality with one label, or membership in a list, set, array or index of labels."""
+    if isinstance(value, str | int | float | bool | np.generic):
+        return IsIn(column, (_label(value),))
+    if isinstance(value, Collection) and not isinstance(value, Mapping | bytes):
+        return IsIn(column, tuple(_label(v) for v in value))
+    raise SelectionError(f"{column}: expected a label, a number or a list of them, got {value!r}")
+
+
+def _label(value: object) -> Label:
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, str | int | float | bool):
+        return plain
+    raise SelectionError(f"expected a label or a number, got {value!r}; cells without a value are found with isna in obs")
+
+
+def _as_bool(values: Any) -> BoolArray:
+    # Nullable columns compare to NA, which is not True.
+    return np.asarray(pd.Series(values).fillna(False).to_numpy(dtype=bool))
+
+
+# -- query strings ------------------------------------------------------------------------------------------------------
+
+_RELATIONS: Final[dict[type[ast.cmpop], str]] = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.In: "in",
+    ast.NotIn: "not in",
+}
+_MIRRORED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+_GRAMMAR: Final = "column == value, !=, <, <=, >, >=, in [..], not in [..], and, or, not, parentheses, `quoted column`"
+
+
+def parse_query(text: str) -> Predicate:
+    """Parse a condition such as ``"n_counts > 500 and donor_id != 'D3'"``; nothing of it is ever evaluated as code.
+
+    Columns whose names are no identifiers are quoted in backticks, as in pandas.
+
+    Raises
+    ------
+    SelectionError
+        The text is not of the small grammar.
+    """
+    source, names = _unquote(text)
+    try:
+        tree = ast.parse(source.strip(), mode="eval")
+    except (SyntaxError, ValueError) as error:
+        raise SelectionError(f"query {text!r} can't be parsed: {error.args[0]}; expected {_GRAMMAR}") from error
+    return _Parser(text, names).parse(tree.body)
+
+
+def _unquote(text: str) -> tuple[str, dict[str, str]]:
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        raise SelectionError(f"query {text!r}: a backtick is not closed")
+    names = {f"_quoted_{i}_": piece for i, piece in enumerate(pieces) if i % 2}
+    return "".join(f"_quoted_{i}_" if i % 2 else piece for i, piece in enumerate(pieces)), names
+
+
+@dataclass(frozen=True, slots=True)
+class _Parser:
+    text: str
+    names: Mapping[str, str]
+
+    def parse(self, node: ast.expr) -> Predicate:
+        match node:
+            case ast.BoolOp(op=ast.And(), values=values):
+                return All(tuple(self.parse(v) for v in values))
+            case ast.BoolOp(op=ast.Or(), values=values):
+                return Some(tuple(self.parse(v) for v in values))
+            case ast.UnaryOp(op=ast.Not(), operand=inner):
+                return Not(self.parse(inner))
+            case ast.Compare(left=left, ops=ops, comparators=rights):
+                sides = [left, *rights]
+                links = [self._compare(a, _RELATIONS.get(type(op), "is"), b)
+                         for a, op, b in zip(sides[:-1], ops, sides[1:], strict=True)]
+                return links[0] if len(links) == 1 else All(tuple(links))
+            case ast.Name():
+                return IsIn(self._column(node), (True,))
+        raise self._error(node)
+
+    def _compare(self, left: ast.expr, relation: str, right: ast.expr) -> Predicate:
+        if relation in ("in", "not in"):
+            found = is_in(self._column(left), self._values(right))
+            return found if relation == "in" else Not(found)
+        if not isinstance(left, ast.Name):
+            left, right = right, left
+            relation = _MIRRORED.get(relation, relation)
+        column, value = self._column(left), self._value(right)
+        if relation == "==":
+            return is_in(column, value)
+        if relation == "!=":
+            return Not(is_in(column, value))
+        if relation in _OPERATORS:
+            return Compare(column, relation, _label(value))
+        raise self._error(left)
+
+    def _column(self, node: ast.expr) -> str:
+        if not isinstance(node, ast.Name):
+            raise self._error(node)
+        return self.names.get(node.id, node.id)
+
+    def _value(self, node: ast.expr) -> object:
+        try:
+            value = ast.literal_eval(node)
+        except ValueError:
+            raise self._error(node) from None
+        if not isinstance(value, str | int | float | bool):
+            raise self._error(node)
+        return value
+
+    def _values(self, node: ast.expr) -> tuple[object, ...]:
+        if not isinstance(node, ast.List | ast.Tuple | ast.Set):
+            raise self._error(node)
+        return tuple(self._value(v) for v in node.elts)
+
+    def _error(self, node: ast.expr) -> SelectionError:
+        return SelectionError(f"query {self.text!r}: {ast.unparse(node)!r} is not understood; expected {_GRAMMAR}")

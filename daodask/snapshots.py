@@ -1,0 +1,89 @@
+"""Reading and committing snapshots: the one place where a store changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from daodask._version import __version__
+from daodask.errors import CommitError, StoreNotFoundError
+from daodask.format.manifest import Snapshot
+from daodask.format.spec import SNAPSHOTS, snapshot_path
+from daodask.storage import StoreLocation
+
+__all__ = ["commit_snapshot", "latest_snapshot", "read_snapshot", "snapshot_numbers"]
+
+_NAME = re.compile(r"(\d{8,})\.json")
+
+#: Builders that commit at the same instant each need a try per other builder; more is a sign of something else.
+_MOST_TRIES = 100
+
+
+def snapshot_numbers(location: StoreLocation) -> tuple[int, ...]:
+    """Numbers of all snapshots, increasing (one listing)."""
+    matches = (_NAME.fullmatch(name) for name in (location / SNAPSHOTS).list())
+    return tuple(sorted(int(m[1]) for m in matches if m))
+
+
+def read_snapshot(location: StoreLocation, number: int | None = None) -> Snapshot:
+    """Read one snapshot, the newest by default (one listing and one read).
+
+    Raises
+    ------
+    StoreNotFoundError
+        There is no store at the location, or no snapshot of that number; the message lists those there are.
+    """
+    numbers = snapshot_numbers(location)
+    if not numbers:
+        raise StoreNotFoundError(
+            f"expected a daodask store at {location} (a directory with {SNAPSHOTS}/00000001.json), found none; "
+            f"build one with `daodask build`, or check the URL"
+        )
+    chosen = numbers[-1] if number is None else number
+    if chosen not in numbers:
+        raise StoreNotFoundError(f"{location} has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}: {numbers}")
+    where = location / snapshot_path(chosen)
+    return Snapshot.from_json(where.read(), where=str(where))
+
+
+def latest_snapshot(location: StoreLocation) -> Snapshot | None:
+    """The newest snapshot, or ``None`` where there is no store yet."""
+    return read_snapshot(location) if snapshot_numbers(location) else None
+
+
+def commit_snapshot(
+    location: StoreLocation, change: Callable[[Snapshot], Snapshot], *, message: str = ""
+) -> Snapshot:
+    """Write the next snapshot: ``change`` of the newest one.
+
+    The file is created exclusively. Who loses a race reads the winner's snapshot and applies its own change to that, so
+    that both changes are there in the end.
+
+    Parameters
+    ----------
+    change
+        Pure; called once per try with the newest snapshot (number 0 and empty where there is no store yet). It sets
+        feature spaces and datasets; number, time and writer are set here.
+    message
+        What a log shows.
+
+    Raises
+    ------
+    CommitError
+        Others won the race every time.
+    """
+    for _ in range(_MOST_TRIES):
+        newest = latest_snapshot(location) or Snapshot(0, "", "")
+        changed = change(newest)
+        snapshot = Snapshot(
+            number=newest.number + 1,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            written_by=f"daodask {__version__}",
+            message=message,
+            features=changed.features,
+            datasets=changed.datasets,
+        )
+        if (location / snapshot_path(snapshot.number)).create(snapshot.to_json()):
+            return snapshot
+    raise CommitError(f"{location}: lost {_MOST_TRIES} races for the next snapshot; something else creates snapshots in a loop")

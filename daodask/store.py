@@ -1,0 +1,523 @@
+"""The store as users hold it: opened from a snapshot, immutable, lazy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from daodask.blocks import BlockAddress, read_obs, read_var
+from daodask.convert import compute_matrices, to_anndata
+from daodask.errors import FeatureSpaceError, SelectionError, UnknownNameError, suggest
+from daodask.format.features import FeatureSpace
+from daodask.format.manifest import DatasetInfo, FeatureSpaceInfo, ObsColumn, Snapshot
+from daodask.format.spec import OBS_NAMES, VAR_MEASURED, feature_path, served_dtype
+from daodask.predicates import All, IsIn, Not, Predicate, is_in, parse_query
+from daodask.selection import Part, Selection
+from daodask.snapshots import read_snapshot
+from daodask.storage import StoreLocation
+from daodask.types import BoolArray, Int64Array
+
+if TYPE_CHECKING:
+    import anndata
+    import dask.array as da
+    import dask.dataframe as dd
+
+__all__ = ["Store", "open_store"]
+
+V = TypeVar("V")
+
+#: Threads that read obs columns to plan a subset; the reads wait for storage more than they compute.
+_PLAN_THREADS = 8
+
+
+def open_store(
+    url: str | os.PathLike[str] | StoreLocation,
+    *,
+    features: str | None = None,
+    snapshot: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Store:
+    """Open a store (lazy: one listing and one read, whatever its size).
+
+    Parameters
+    ----------
+    url
+        Where the store is: a local path or any fsspec URL.
+    features
+        Name of the feature space to open; needed only where the store has several.
+    snapshot
+        Number of the snapshot; the newest by default.
+    options
+        fsspec options. Leave credentials to the environment, as these options travel to workers.
+
+    Raises
+    ------
+    StoreNotFoundError
+        There is no store, or no such snapshot.
+    FeatureSpaceError
+        The store has several feature spaces and none was named, or not the named one; the message lists them.
+    FormatVersionError
+        A newer daodask wrote it.
+
+    Examples
+    --------
+    >>> store = daodask.open_store("gs://bucket/atlas")  # doctest: +SKIP
+    """
+    location = StoreLocation.parse(url, options)
+    found = read_snapshot(location, snapshot)
+    space = _choose_features(found, features, location)
+    parts, offset = [], 0
+    for dataset in found.of_features(space.name):
+        parts.append(Part(dataset.id, dataset.blocks, offset))
+        offset += dataset.n_obs
+    return Store(location, found, space, Selection(tuple(parts), space.n_vars))
+
+
+def _choose_features(snapshot: Snapshot, name: str | None, location: StoreLocation) -> FeatureSpaceInfo:
+    spaces = {space.name: space for space in snapshot.features}
+    if name is None and len(spaces) == 1:
+        return next(iter(spaces.values()))
+    if name in spaces:
+        return spaces[name]
+    listed = ", ".join(f"{s.name!r} ({s.n_vars} genes, {len(snapshot.of_features(s.name))} datasets)" for s in spaces.values())
+    if name is None:
+        raise FeatureSpaceError(f"{location} has several feature spaces; open one with features=…: {listed or 'none'}")
+    raise FeatureSpaceError(f"{location} has no feature space {name!r}; it has: {listed or 'none'}")
+
+
+@lru_cache(maxsize=16)
+def _read_features(location: StoreLocation, name: str, organism: str) -> FeatureSpace:
+    return FeatureSpace.from_parquet(location.read(), name=name, organism=organism)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Store:
+    """Cells of many studies on shared genes, as one lazy object.
+
+    Made by :func:`open_store` and narrowed by :meth:`subset` and indexing, which return new stores. Whatever is derived
+    (``X``, ``layers``, ``obsm``, ``obs``, batches) comes from the same selection: block i of each is the same cells.
+
+    Parameters
+    ----------
+    location
+        Where the store is.
+    snapshot
+        The snapshot that was opened.
+    feature_space
+        The feature space that was opened.
+    selection
+        Rows and genes that this store shows.
+    """
+
+    location: StoreLocation
+    snapshot: Snapshot
+    feature_space: FeatureSpaceInfo
+    selection: Selection
+
+    # -- shape and description: from the snapshot ----------------------------------------------------------------------
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.selection.n_obs
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes."""
+        return self.selection.n_vars
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and genes."""
+        return self.n_obs, self.n_vars
+
+    def __len__(self) -> int:
+        return self.n_obs
+
+    @cached_property
+    def dataset_infos(self) -> tuple[DatasetInfo, ...]:
+        """What the snapshot says of each dataset of the feature space, in store order, selected or not."""
+        return tuple(self.snapshot.dataset[part.dataset] for part in self.selection.parts)
+
+    @cached_property
+    def obs_schema(self) -> tuple[ObsColumn, ...]:
+        """Obs columns with the dtypes and categories that all datasets share."""
+        return self.feature_space.obs
+
+    @cached_property
+    def datasets(self) -> pd.DataFrame:
+        """One row per dataset that has a selected cell, from the snapshot: cells, kind of X, non-zeros, facts in uns."""
+        rows = []
+        for part, info in zip(self.selection.parts, self.dataset_infos, strict=True):
+            if part.n_obs or not info.n_obs:
+                x = info.matrix["X"]
+                facts = {k: v for k, v in info.uns.items() if isinstance(v, str | int | float | bool)}
+                rows.append({"dataset": info.id, "n_obs": part.n_obs, "n_stored": info.n_obs, "kind": x.kind,
+                             "dtype": x.dtype, "nnz": x.nnz, "nbytes": info.nbytes, **facts})
+        columns = ["dataset", "n_obs", "n_stored", "kind", "dtype", "nnz", "nbytes"]
+        return pd.DataFrame(rows, columns=None if rows else columns).set_index("dataset")
+
+    @property
+    def uns(self) -> dict[str, dict[str, Any]]:
+        """Facts of each dataset that has a selected cell, by dataset id, from the snapshot."""
+        return {i: dict(self.snapshot.dataset[i].uns) for i in self.selection.datasets}
+
+    def value_counts(self, column: str) -> pd.Series:
+        """Selected cells per value of an obs column, most frequent first.
+
+        For categorical columns and ``dataset`` of datasets that are selected as a whole this comes from the snapshot and
+        reads nothing; anything else reads that one column of the datasets concerned (computes).
+
+        Returns
+        -------
+        Series
+            int64 counts, indexed by value; values that no selected cell has are left out.
+        """
+        self._require_columns({column})
+        totals: dict[Any, int] = {}
+        for number, part in enumerate(self.selection.parts):
+            for value, count in self._part_counts(number, part, column):
+                totals[value] = totals.get(value, 0) + count
+        counts = pd.Series(totals, dtype=np.int64, name="count").rename_axis(column)
+        return counts[counts > 0].sort_values(ascending=False, kind="stable")
+
+    def _part_counts(self, number: int, part: Part, column: str) -> Iterable[tuple[Any, int]]:
+        info = self.dataset_infos[number]
+        if column == "dataset":
+            return [(part.dataset, part.n_obs)]
+        summary = info.column.get(column)
+        if not part.n_obs or (summary is None and column != OBS_NAMES):
+            return []
+        if part.rows is None and summary is not None and summary.dtype == "category":
+            return zip(summary.categories, summary.counts, strict=True)
+        values = self._read_part_obs(number, [column])[column]
+        return values.value_counts().items()
+
+    # -- the lazy pieces -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def blocks(self) -> tuple[BlockAddress, ...]:
+        """Where the blocks of the selection are: the unit of a dask chunk, an obs partition and a task."""
+        parts, infos = self.selection.parts, self.dataset_infos
+        return tuple(
+            BlockAddress(self.location / infos[b.part].path, infos[b.part].id, parts[b.part].offset, b.start, b.stop, b.rows)
+            for b in self.selection.blocks()
+        )
+
+    @property
+    def X(self) -> da.Array:
+        """Counts (or what the datasets' kind says) as a dask array of CSR blocks, ``(n_obs, n_vars)`` (lazy).
+
+        Values are float32, or float64 where float32 would round a stored value.
+        """
+        return self._matrix("X")
+
+    @property
+    def layers(self) -> Mapping[str, da.Array]:
+        """Further matrices on the same cells and genes, by name (lazy)."""
+        names = {m.name.removeprefix("layers/") for i in self._selected_infos for m in i.matrices if m.name != "X"}
+        return _Lazy(sorted(names), lambda name: self._matrix(f"layers/{name}"), "layer")
+
+    @property
+    def obsm(self) -> Mapping[str, da.Array]:
+        """Dense arrays per cell (embeddings), by name (lazy)."""
+        return _Lazy(sorted({m.name for i in self._selected_infos for m in i.obsm}), self._obsm, "obsm array")
+
+    @property
+    def obs(self) -> dd.DataFrame:
+        """Cell metadata as a dask dataframe (lazy): partition i has the cells of block i of :attr:`X`.
+
+        Its index is the int64 row number in the store, with known divisions; categoricals have known categories, the same
+        in every partition. ``dataset`` and ``obs_names`` are always there.
+        """
+        from daodask._graphs import lazy_obs
+
+        return lazy_obs(self.blocks, self.obs_schema, self._dataset_ids)
+
+    @property
+    def obs_columns(self) -> tuple[str, ...]:
+        """Names of the columns of :attr:`obs`."""
+        return ("dataset", OBS_NAMES, *(c.name for c in self.obs_schema))
+
+    @cached_property
+    def features(self) -> FeatureSpace:
+        """The whole feature space, selected or not (one read, then cached)."""
+        where = self.location / feature_path(self.feature_space.hash)
+        return _read_features(where, self.feature_space.name, self.feature_space.organism)
+
+    @cached_property
+    def var(self) -> pd.DataFrame:
+        """Selected genes: id as index, ``symbol`` and the reference's other columns."""
+        var = self.features.var
+        return var.copy() if self.selection.genes is None else var.iloc[self.selection.genes].copy()
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Ids of the selected genes."""
+        return self.var.index
+
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """Which of the selected genes each selected dataset measured, boolean ``(n_vars, datasets)`` (computes, small).
+
+        A zero of a gene that a study did not measure is no observation: leave such genes out of means over studies.
+        """
+        infos = self._selected_infos
+        with ThreadPoolExecutor(_PLAN_THREADS) as threads:
+            frames = threads.map(lambda info: read_var(self.location / info.path)[VAR_MEASURED].to_numpy(), infos)
+            masks = {info.id: mask for info, mask in zip(infos, frames, strict=True)}
+        whole = pd.DataFrame(masks, index=self.features.var.index)
+        return whole if self.selection.genes is None else whole.iloc[self.selection.genes]
+
+    @property
+    def _selected_infos(self) -> tuple[DatasetInfo, ...]:
+        return tuple(self.snapshot.dataset[i] for i in self.selection.datasets)
+
+    @property
+    def _dataset_ids(self) -> tuple[str, ...]:
+        return tuple(part.dataset for part in self.selection.parts)
+
+    def served_dtype(self, name: str = "X") -> np.dtype[np.floating]:
+        """Dtype in which a matrix is handed out."""
+        matrices = [i.matrix[name] for i in self._selected_infos if name in i.matrix]
+        dtypes = [served_dtype(np.dtype(m.dtype), m.largest) for m in matrices]
+        return np.result_type(np.float32, *dtypes)
+
+    def _matrix(self, name: str) -> da.Array:
+        from daodask._graphs import lazy_matrix
+
+        self._require_everywhere(name.removeprefix("layers/"), lambda info: name in info.matrix, "layer")
+        return lazy_matrix(self.blocks, name, self.selection.genes, self.n_vars, self.served_dtype(name))
+
+    def _obsm(self, name: str) -> da.Array:
+        from daodask._graphs import lazy_obsm
+
+        found = {i.id: next((m for m in i.obsm if m.name == name), None) for i in self._selected_infos}
+        self._require_everywhere(name, lambda info: found[info.id] is not None, "obsm array")
+        widths = {m.width for m in found.values() if m is not None}
+        if len(widths) > 1:
+            raise SelectionError(f"obsm array {name!r} has {sorted(widths)} columns in different datasets; subset to alike ones")
+        dtype = np.result_type(*(m.dtype for m in found.values() if m is not None))
+        return lazy_obsm(self.blocks, name, widths.pop(), dtype.name)
+
+    def _require_everywhere(self, name: str, has: Callable[[DatasetInfo], bool], what: str) -> None:
+        lacking = [i.id for i in self._selected_infos if not has(i)]
+        if lacking:
+            raise UnknownNameError(
+                f"{what} {name!r} is not in {len(lacking)} of the selected datasets ({', '.join(lacking[:5])}"
+                f"{', …' if len(lacking) > 5 else ''}); leave them out with subset(exclude={{'dataset': [...]}})"
+            )
+
+    # -- narrowing -----------------------------------------------------------------------------------------------------
+
+    def subset(
+        self, query: str | None = None, *, exclude: Mapping[str, object] | None = None, **equal: object
+    ) -> Store:
+        """Narrow to the cells that meet every condition; nothing is copied or merged.
+
+        Datasets are pruned by the snapshot first; of those left undecided, only the columns named are read (computes).
+
+        Parameters
+        ----------
+        query
+            A condition on columns such as ``"n_counts > 500 and donor_id != 'D3'"``; parsed, never evaluated as code.
+        exclude
+            Column to value or list of values that cells must not have. Cells of unknown value stay.
+        **equal
+            Column to value or list of values that cells must have.
+
+        Returns
+        -------
+        Store
+            With the same genes.
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such column, or no cell of the whole store has such a label; the message suggests the nearest.
+        """
+        conditions: list[Predicate] = [is_in(column, value) for column, value in equal.items()]
+        conditions += [Not(is_in(column, value)) for column, value in (exclude or {}).items()]
+        if query is not None:
+            conditions.append(parse_query(query))
+        return self._where(All(tuple(conditions)))
+
+    def _where(self, condition: Predicate) -> Store:
+        self._require_columns(condition.columns)
+        self._require_labels(condition)
+        numbers = [n for n, part in enumerate(self.selection.parts) if part.n_obs]
+        with ThreadPoolExecutor(_PLAN_THREADS) as threads:
+            decided = dict(zip(numbers, threads.map(lambda n: self._part_mask(n, condition), numbers), strict=True))
+        masks = tuple(decided.get(n, True) for n in range(len(self.selection.parts)))
+        return replace(self, selection=self.selection.with_part_masks(masks))
+
+    def _part_mask(self, number: int, condition: Predicate) -> BoolArray | bool:
+        info = self.dataset_infos[number]
+        summaries = {**info.column, "dataset": _dataset_summary(info)}
+        decided = condition.prune(summaries)
+        if decided is not None:
+            return decided
+        return condition.evaluate(self._read_part_obs(number, sorted(condition.columns)))
+
+    def _read_part_obs(self, number: int, columns: list[str]) -> pd.DataFrame:
+        part, info = self.selection.parts[number], self.dataset_infos[number]
+        whole = BlockAddress(self.location / info.path, info.id, part.offset, 0, info.n_obs, part.rows)
+        return read_obs(whole, self.obs_schema, self._dataset_ids, columns)
+
+    def _require_columns(self, columns: Iterable[str]) -> None:
+        for column in columns:
+            if column not in self.obs_columns:
+                raise UnknownNameError(f"obs has no column {column!r}; {suggest(column, self.obs_columns)}")
+
+    def _require_labels(self, condition: Predicate) -> None:
+        known = {c.name: c.categories for c in self.obs_schema if c.dtype == "category"}
+        known["dataset"] = self._dataset_ids
+        for leaf in _leaves(condition):
+            for value in leaf.values if leaf.column in known else ():
+                if value not in known[leaf.column]:
+                    raise UnknownNameError(
+                        f"no cell of the store has {leaf.column} = {value!r}; {suggest(value, known[leaf.column])}"
+                    )
+
+    def __getitem__(self, key: object) -> Store:
+        """Slice cells, or cells and genes: ``store[:1000]``, ``store[mask]``, ``store[:, ["CD3E", "CD8A"]]``.
+
+        Cells are given by a slice, a mask or increasing row positions, and stay in store order; genes by id, unique
+        symbol, slice, mask or position, in the order given.
+        """
+        rows, genes = key if isinstance(key, tuple) and len(key) == 2 else (key, slice(None))
+        selection = self.selection
+        if not _is_all(rows):
+            selection = selection.take(_row_positions(rows, self.n_obs))
+        if not _is_all(genes):
+            selection = selection.take_genes(self._gene_positions(genes))
+        return replace(self, selection=selection)
+
+    def _gene_positions(self, genes: object) -> Int64Array:
+        if isinstance(genes, slice):
+            return np.arange(self.n_vars, dtype=np.int64)[genes]
+        listed = [genes] if isinstance(genes, str | int | np.integer) else list(genes)  # type: ignore[call-overload]
+        if all(isinstance(g, str) for g in listed):
+            return FeatureSpace(self.feature_space.name, self.var).positions(listed)
+        positions = np.asarray(listed)
+        if positions.dtype == bool:
+            if len(positions) != self.n_vars:
+                raise SelectionError(f"expected a mask over {self.n_vars} genes, got one of length {len(positions)}")
+            return np.flatnonzero(positions).astype(np.int64)
+        if positions.dtype.kind not in "iu" or (len(positions) and not -self.n_vars <= positions.min() <= positions.max() < self.n_vars):
+            raise SelectionError(f"expected gene names, a mask, or positions below {self.n_vars}; got {listed[:5]!r}")
+        return np.where(positions < 0, positions + self.n_vars, positions).astype(np.int64)
+
+    # -- taking out ----------------------------------------------------------------------------------------------------
+
+    def to_anndata(self, *, lazy: bool = False) -> anndata.AnnData:
+        """The selected cells and genes as AnnData.
+
+        Parameters
+        ----------
+        lazy
+            Keep X, layers and obsm as dask arrays, on which scanpy's dask-aware functions run; obs is loaded either way.
+            By default everything is loaded into memory (computes).
+
+        Returns
+        -------
+        AnnData
+            obs has the column ``dataset`` added; obs_names are the studies' own and may repeat; layers and obsm that not
+            every selected dataset has are left out; ``uns["datasets"]`` has the facts of each dataset.
+        """
+        layers = {n: self.layers[n] for n in self.layers if self._is_everywhere(f"layers/{n}")}
+        obsm = {n: self.obsm[n] for n in self.obsm if all(n in {m.name for m in i.obsm} for i in self._selected_infos)}
+        arrays = {"X": self.X, **{f"layers/{n}": a for n, a in layers.items()}, **{f"obsm/{n}": a for n, a in obsm.items()}}
+        pieces: Mapping[str, Any] = arrays if lazy else compute_matrices(arrays)
+        return to_anndata(
+            X=pieces["X"],
+            obs=self._load_obs(),
+            var=self.var,
+            layers={n: pieces[f"layers/{n}"] for n in layers},
+            obsm={n: pieces[f"obsm/{n}"] for n in obsm},
+            uns={"datasets": self.uns},
+        )
+
+    def _is_everywhere(self, matrix: str) -> bool:
+        return all(matrix in info.matrix for info in self._selected_infos)
+
+    def _load_obs(self) -> pd.DataFrame:
+        from daodask.blocks import empty_obs
+
+        numbers = [n for n, part in enumerate(self.selection.parts) if part.n_obs]
+        columns = list(self.obs_columns)
+        with ThreadPoolExecutor(_PLAN_THREADS) as threads:
+            frames = list(threads.map(lambda n: self._read_part_obs(n, columns), numbers))
+        return pd.concat(frames) if frames else empty_obs(self.obs_schema, self._dataset_ids)
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        from daodask._repr import store_text
+
+        return store_text(self)
+
+    def _repr_html_(self) -> str:
+        from daodask._repr import store_html
+
+        return store_html(self)
+
+
+@dataclass(frozen=True, repr=False)
+class _Lazy(Mapping[str, V], Generic[V]):
+    """Names that are known, values that are made when asked for."""
+
+    names: list[str]
+    make: Callable[[str], V]
+    what: str
+
+    def __getitem__(self, name: str) -> V:
+        if name not in self.names:
+            raise UnknownNameError(f"there is no {self.what} {name!r}; {suggest(name, self.names)}")
+        return self.make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"{self.what}s: {', '.join(self.names) or 'none'}"
+
+
+def _dataset_summary(info: DatasetInfo) -> Any:
+    from daodask.format.manifest import ColumnSummary
+
+    return ColumnSummary("dataset", "category", 0, (info.id,), (info.n_obs,))
+
+
+def _leaves(condition: Any) -> Iterator[IsIn]:
+    if isinstance(condition, IsIn):
+        yield condition
+    inner = getattr(condition, "inner", ())
+    for child in inner if isinstance(inner, tuple) else (inner,):
+        yield from _leaves(child)
+
+
+def _is_all(key: object) -> bool:
+    return key is Ellipsis or (isinstance(key, slice) and key == slice(None))
+
+
+def _row_positions(rows: object, n_obs: int) -> Int64Array | BoolArray:
+    if isinstance(rows, slice):
+        if (rows.step or 1) < 0:
+            raise SelectionError(f"rows stay in store order: expected a slice with a positive step, got {rows}")
+        return np.arange(n_obs, dtype=np.int64)[rows]
+    if isinstance(rows, int | np.integer):
+        return np.array([rows], dtype=np.int64)
+    if isinstance(rows, str):
+        raise SelectionError(f"expected rows as slice, mask or positions, got {rows!r}; use subset() for labels, [:, genes] for genes")
+    return np.asarray(rows)
