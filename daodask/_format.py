@@ -39,7 +39,7 @@ def human_count(n: int) -> str:
     return f"{n:,}"
 
 
-def human_number(value: int | float) -> str:
+def human_number(value: float) -> str:
     """An integer exactly, any other number with four digits."""
     return human_count(value) if isinstance(value, int) else f"{value:.4g}"
 
@@ -72,9 +72,10 @@ def of_total(n: int, total: int) -> str:
 
 
 def plural(n: int, noun: str, total: int | None = None) -> str:
-    """A count with its noun: ``"1 cell"``, ``"2 cells"``, ``"1 of 3 cells"``."""
+    """A count with its noun: ``"1 cell"``, ``"2 cells"``, ``"1 of 3 cells"``, ``"2 categories"``."""
     total = n if total is None else total
-    return f"{of_total(n, total)} {noun}{'' if total == 1 else 's'}"
+    nouns = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{of_total(n, total)} {noun if total == 1 else nouns}"
 
 
 def list_some(items: Iterable[str], most: int) -> str:
@@ -85,7 +86,7 @@ def list_some(items: Iterable[str], most: int) -> str:
 
 
 def one_line(value: object) -> str:
-    """Text without line breaks, terminal escapes or marks that reverse its direction: they are shown as ``\\x1b``."""
+    """Text in which line breaks, terminal escapes and marks that turn the reading direction are spelled out."""
     text = str(value)
     if text.isprintable():
         return text
@@ -99,7 +100,7 @@ def shorten(value: object, width: int) -> str:
 
 
 def public_url(url: str) -> str:
-    """A URL fit to be printed and saved in notebooks: without password and without query, which may hold a signature."""
+    """A URL fit to be saved in notebooks: without its password and its query, which may hold a signature."""
     if "://" not in url:
         return url
     return re.sub(r"\?.*", "?…", re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", url))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -56,11 +56,11 @@ def lazy_obs(blocks: Sequence[BlockAddress], schema: Sequence[ObsColumn], datase
 
     meta = empty_obs(schema, dataset_ids)
     if not blocks:
-        return dd.from_pandas(meta, npartitions=1)
+        return cast(dd.DataFrame, dd.from_pandas(meta, npartitions=1))
     first = [block.offset + int(block.start if block.rows is None else block.rows[0]) for block in blocks]
     final = blocks[-1]
     last = final.offset + int(final.stop - 1 if final.rows is None else final.rows[-1])
-    return dd.from_map(
+    frame = dd.from_map(
         _read_obs_partition,
         list(blocks),
         schema=tuple(schema),
@@ -70,6 +70,7 @@ def lazy_obs(blocks: Sequence[BlockAddress], schema: Sequence[ObsColumn], datase
         label="read-obs",
         enforce_metadata=False,
     )
+    return cast(dd.DataFrame, frame)
 
 
 def _read_obs_partition(
@@ -90,4 +91,3 @@ def _token(label: str, blocks: Sequence[BlockAddress], *arguments: object) -> st
     """A name that is the same for the same read, so that dask shares it between what is computed together."""
     identity = [(b.dataset, b.start, b.stop, b.rows) for b in blocks]
     return f"{label}-{tokenize(identity, *arguments)}"
-

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
-from textwrap import fill
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
 from daodask._format import (
@@ -27,7 +27,7 @@ from daodask._format import (
     public_url,
     shorten,
 )
-from daodask.format.manifest import DatasetInfo, MatrixInfo, ObsColumn, ObsmInfo
+from daodask.format.manifest import DatasetInfo, ObsColumn, ObsmInfo
 from daodask.format.spec import OBS_NAMES
 from daodask.selection import BlockRows, Part
 
@@ -39,6 +39,8 @@ __all__ = ["column_summary_lines", "store_html", "store_text"]
 _TEXT_WIDTH = 100
 _TEXT_DATASETS = 8
 _TEXT_COLUMNS = 16
+#: Keeps words on one line until lines are made. No name holds one, as `one_line` spells it out.
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _NAME_WIDTH = 32
 _HTML_DATASETS = 40
 _HTML_COLUMNS = 100
@@ -49,7 +51,7 @@ _STRIP_VALUES = 5
 _BAR_VALUES = 10
 
 
-# -- what is said -------------------------------------------------------------------------------------------------------
+# -- what is said --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class _View:
 
     @property
     def whole(self) -> tuple[DatasetInfo, ...]:
-        """Datasets of which every cell is selected: for these alone the snapshot's counts are those of the selection."""
+        """Datasets of which every cell is selected: of these alone the snapshot has the counts."""
         return tuple(info for part, info in self.listed if part.n_obs and part.rows is None)
 
     @property
@@ -91,10 +93,9 @@ class _View:
         return sum(part.n_stored for part in self.store.selection.parts)
 
     @property
-    def shape(self) -> str:
+    def shape(self) -> tuple[str, str]:
         store = self.store
-        cells = plural(store.n_obs, "cell", self.n_stored)
-        return f"{cells} × {plural(store.n_vars, 'gene', store.feature_space.n_vars)}"
+        return plural(store.n_obs, "cell", self.n_stored), plural(store.n_vars, "gene", store.feature_space.n_vars)
 
     @property
     def snapshot(self) -> list[str]:
@@ -108,11 +109,12 @@ class _View:
 
     @property
     def X(self) -> list[str]:
-        kinds = Counter(m.kind for m in self._matrices("X"))
-        kind = next(iter(kinds)) if len(kinds) == 1 else ", ".join(f"{k} in {plural(n, 'dataset')}" for k, n in kinds.items())
-        n_obs, nnz = sum(i.n_obs for i in self.selected), sum(m.nnz for m in self._matrices("X"))
+        matrices = [i.matrix["X"] for i in self.selected if "X" in i.matrix]
+        kinds = Counter(m.kind for m in matrices)
+        listed = kinds if len(kinds) == 1 else [f"{kind} in {plural(n, 'dataset')}" for kind, n in kinds.items()]
+        n_obs, nnz = sum(i.n_obs for i in self.selected), sum(m.nnz for m in matrices)
         density = f"{human_count(round(nnz / n_obs))} non-zeros a cell" if n_obs else ""
-        return _said(kind, f"handed out as {self.store.served_dtype('X')}", density)
+        return _said(one_line(", ".join(listed)), f"handed out as {self.store.served_dtype('X')}", density)
 
     @property
     def layers(self) -> list[str]:
@@ -126,19 +128,19 @@ class _View:
     @property
     def stored(self) -> str:
         size = human_bytes(sum(info.nbytes for _, info in self.listed))
+        whose = "datasets of " if len(self.whole) < len(self.selected) else ""
         largest = max((b.n_obs for b in self.blocks), default=0)
-        return f"{size}, {plural(len(self.blocks), 'block')}" + (f" of up to {plural(largest, 'cell')}" if largest else "")
+        up_to = f" of up to {plural(largest, 'cell')}" if largest else ""
+        return f"{whose}{size}, {plural(len(self.blocks), 'block')}{up_to}"
 
     @property
     def n_datasets(self) -> str:
         return of_total(len(self.listed), len(self.store.selection.parts))
 
-    def _matrices(self, name: str) -> Iterator[MatrixInfo]:
-        return (i.matrix[name] for i in self.selected if name in i.matrix)
-
     def _pieces(self, found: Counter[str]) -> list[str]:
         n = len(self.selected)
-        return [one_line(name) + ("" if k == n else f" (in {of_total(k, n)} datasets)") for name, k in sorted(found.items())]
+        where = {name: "" if k == n else f" (in {of_total(k, n)} datasets)" for name, k in sorted(found.items())}
+        return [f"{one_line(name)}{in_some}" for name, in_some in where.items()]
 
 
 def _said(*facts: str) -> list[str]:
@@ -152,7 +154,7 @@ def _wide(matrix: ObsmInfo) -> str:
 def _column_summary(view: _View, column: ObsColumn) -> str:
     """Number of categories or range of an obs column, and the share of cells without a value."""
     values = plural(len(column.categories), "category") if column.dtype == "category" else _range(view, column.name)
-    return ", ".join(_said(values.replace("categorys", "categories"), _missing(view, column)))
+    return ", ".join(_said(values, _missing(view, column)))
 
 
 def _range(view: _View, name: str) -> str:
@@ -171,7 +173,7 @@ def _missing(view: _View, column: ObsColumn) -> str:
     if not column.nullable or not view.selected:
         return ""
     if len(view.whole) < len(view.selected):
-        return "may be missing"
+        return "nullable"
     n = _n_missing(view.whole, column.name)
     return f"{human_share(n, view.store.n_obs)} missing" if n else ""
 
@@ -180,7 +182,7 @@ def _n_missing(datasets: Iterable[DatasetInfo], name: str) -> int:
     return sum(i.column[name].n_missing if name in i.column else i.n_obs for i in datasets)
 
 
-# -- text ---------------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------------------------
 
 
 def store_text(store: Store) -> str:
@@ -191,14 +193,17 @@ def store_text(store: Store) -> str:
     store
         Any store; of a subset it is said how much of the whole it shows.
     """
-    view = _View.of(store)
-    ids = (f"{shorten(part.dataset, _NAME_WIDTH)} ({of_total(part.n_obs, part.n_stored)})" for part, _ in view.listed)
-    datasets = f"{view.n_datasets}: {list_some(ids, _TEXT_DATASETS)}" if view.listed else view.n_datasets
+    return _view_text(_View.of(store))
+
+
+def _view_text(view: _View) -> str:
+    store = view.store
+    datasets = f"{view.n_datasets}: {list_some(_dataset_texts(view), _TEXT_DATASETS)}" if view.listed else "0"
     columns = _column_lines(view, _TEXT_COLUMNS)
     more = len(store.obs_schema) - _TEXT_COLUMNS
     return "\n".join(
         [
-            f"<daodask.Store> {view.shape}",
+            f"<daodask.Store> {' x '.join(view.shape)}",
             _line("url", one_line(public_url(store.location.url))),
             _line("snapshot", ", ".join(view.snapshot)),
             _line("features", ", ".join(view.features)),
@@ -214,10 +219,15 @@ def store_text(store: Store) -> str:
     )
 
 
+def _dataset_texts(view: _View) -> Iterator[str]:
+    for part, _ in view.listed:
+        cells = of_total(part.n_obs, part.n_stored).replace(" ", _NO_BREAK)
+        yield f"{shorten(part.dataset, _NAME_WIDTH)}{_NO_BREAK}({cells})"
+
+
 def _line(name: str, text: str) -> str:
-    return fill(
-        text, _TEXT_WIDTH, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
-    )
+    wrap = TextWrapper(_TEXT_WIDTH, f"  {name:<10}", " " * 12, break_long_words=False, break_on_hyphens=False)
+    return wrap.fill(text).replace(_NO_BREAK, " ")
 
 
 def column_summary_lines(store: Store, most: int | None = None) -> list[str]:
@@ -244,22 +254,32 @@ def _column_lines(view: _View, most: int | None) -> list[str]:
     ]
 
 
-# -- HTML ---------------------------------------------------------------------------------------------------------------
+# -- HTML ----------------------------------------------------------------------------------------------------------
 
 
 def store_html(store: Store) -> str:
-    """Describe a store as an HTML fragment for notebooks, light or dark as the page is; only the snapshot is looked at.
+    """Describe a store as HTML for notebooks, light or dark as the page is; only the snapshot is looked at.
 
-    Without scripts and without ids, so that it can be on a page any number of times. Where a page strips styles, the text
+    It has no scripts and no ids, so that it can be on a page any number of times. Where a page strips styles, the text
     of :func:`store_text` is seen instead.
+
+    Parameters
+    ----------
+    store
+        Any store. Bars count the datasets that are selected as a whole; of others the snapshot has no counts.
+
+    Returns
+    -------
+    str
+        One ``<div>``.
     """
     view = _View.of(store)
     url = _text(public_url(store.location.url))
     return (
         f'<div class="daodask-store"><style>{_CSS}</style>'
-        f'<pre class="ds-plain">{escape(store_text(store))}</pre>'
+        f'<pre class="ds-plain">{escape(_view_text(view))}</pre>'
         f'<div class="ds-card" style="display:none">'
-        f'<div class="ds-head"><span class="ds-kind">daodask.Store</span> <b>{_text(view.shape)}</b>'
+        f'<div class="ds-head"><span class="ds-kind">daodask.Store</span> <b>{" × ".join(view.shape)}</b>'
         f'<div class="ds-url">{url}</div></div>'
         f'<div class="ds-top">{_facts_html(view)}{_picture_html(view)}</div>'
         f"{_datasets_html(view)}{_columns_html(view)}"
@@ -287,14 +307,19 @@ def _facts_html(view: _View) -> str:
 
 
 def _section_html(title: str, count: str, body: str, *, is_open: bool) -> str:
-    heading = f'<summary>{title} <span class="ds-count">{count}</span></summary>'
-    return f'<details class="ds-section"{" open" if is_open else ""}>{heading}<div class="ds-body">{body}</div></details>'
+    return (
+        f'<details class="ds-section"{" open" if is_open else ""}>'
+        f'<summary>{title} <span class="ds-count">{count}</span></summary><div class="ds-body">{body}</div></details>'
+    )
 
 
 def _datasets_html(view: _View) -> str:
     shown = view.listed[:_HTML_DATASETS]
     largest = max((part.n_obs for part, _ in shown), default=0)
-    head = "<th>dataset</th><th>cells</th><th></th><th>X</th><th>non-zeros a cell</th><th>stored</th><th>about</th>"
+    head = (
+        '<th>dataset</th><th class="ds-number">cells</th><th></th><th>X</th><th class="ds-number">non-zeros a cell</th>'
+        '<th class="ds-number">stored</th><th>about</th>'
+    )
     rows = "".join(_dataset_html(part, info, largest) for part, info in shown)
     more = len(view.listed) - len(shown)
     note = f'<div class="ds-note">… {human_count(more)} more: see <code>store.datasets</code></div>' if more else ""
@@ -304,9 +329,9 @@ def _datasets_html(view: _View) -> str:
 
 def _dataset_html(part: Part, info: DatasetInfo, largest: int) -> str:
     x = info.matrix.get("X")
-    # The width of a value, not its name: facts are whatever a study said of itself.
+    # A study may say anything of itself, lists and numbers too: only what is a line of text is shown.
     facts = [info.uns.get(name) for name in ("title", "organism", "doi")]
-    about = " · ".join(shorten(fact, 60) for fact in facts if isinstance(fact, str) and fact)
+    about = _text(" · ".join(shorten(fact, 120) for fact in facts if isinstance(fact, str) and fact))
     density = human_count(round(x.nnz / info.n_obs)) if x and info.n_obs else ""
     cells = [
         f'<td class="ds-name">{_text(part.dataset)}</td>',
@@ -315,7 +340,7 @@ def _dataset_html(part: Part, info: DatasetInfo, largest: int) -> str:
         f"<td>{_text(f'{x.kind}, {x.dtype}') if x else ''}</td>",
         f'<td class="ds-number">{density}</td>',
         f'<td class="ds-number">{human_bytes(info.nbytes)}</td>',
-        f'<td class="ds-about">{_text(about)}</td>',
+        f'<td class="ds-about" title="{about}">{about}</td>',
     ]
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -351,11 +376,11 @@ def _uncounted_note(view: _View) -> str:
     in_part = len(view.selected) - len(view.whole)
     if not in_part:
         return ""
-    where = "every dataset is" if not view.whole else plural(in_part, "dataset") + (" is" if in_part == 1 else " are")
-    effect = "shown without bars" if not view.whole else "hatched"
+    where = "Every dataset is" if not view.whole else plural(in_part, "dataset") + (" is" if in_part == 1 else " are")
+    effect = "columns are shown without bars" if not view.whole else "hatched"
     return (
-        f'<div class="ds-note">{where} selected in part; the snapshot has no counts for their cells: {effect}. '
-        f"<code>store.value_counts(column)</code> reads and counts them.</div>"
+        f'<div class="ds-note">{where} selected in part, of which the snapshot has no counts: {effect}. '
+        f"<code>store.value_counts(column)</code> reads them.</div>"
     )
 
 
@@ -370,31 +395,35 @@ def _value_counts(datasets: Iterable[DatasetInfo], name: str) -> Counter[object]
     return totals
 
 
-def _column_html(name: str, dtype: str, summary: str, counts: Counter[str] | Counter[object], missing: int, uncounted: int) -> str:
+def _column_html(
+    name: str, dtype: str, summary: str, counts: Counter[str] | Counter[object], missing: int, uncounted: int
+) -> str:
     head = (
         f'<span class="ds-name" title="{_text(name)}">{_text(name)}</span><span class="ds-dtype">{_text(dtype)}</span>'
         f'<span class="ds-summary">{_text(summary)}</span>'
     )
-    frequent = [(value, n) for value, n in counts.most_common(_BAR_VALUES) if n]
+    frequent = [(one_line(value), n) for value, n in counts.most_common(_BAR_VALUES) if n]
     if not frequent:
         return f'<div class="ds-column">{head}</div>'
-    total = sum(counts.values()) + missing + uncounted
-    top = frequent[:_STRIP_VALUES]
-    caption = ", ".join(f"{shorten(value, 24)} {human_share(n, total)}" for value, n in top[:3])
-    strip = _strip_html(top, sum(counts.values()), missing, uncounted)
-    rest = [("others", sum(counts.values()) - sum(n for _, n in frequent)), ("missing", missing), ("not counted", uncounted)]
-    bars = "".join(_value_html(one_line(v), n, frequent[0][1], total, "") for v, n in frequent)
-    bars += "".join(_value_html(label, n, frequent[0][1], total, " ds-other") for label, n in rest if n)
+    n_valued = sum(counts.values())
+    total = n_valued + missing + uncounted
+    caption = ", ".join(f"{shorten(value, 24)} {human_share(n, total)}" for value, n in frequent[:3])
+    strip = _strip_html(frequent[:_STRIP_VALUES], n_valued, missing, uncounted)
+    others = n_valued - sum(n for _, n in frequent)
+    rest = [(label, n) for label, n in (("others", others), ("missing", missing), ("not counted", uncounted)) if n]
+    largest = max(n for _, n in [*frequent, *rest])
+    bars = "".join(_value_html(label, n, largest, total, "") for label, n in frequent)
+    bars += "".join(_value_html(label, n, largest, total, " ds-other") for label, n in rest)
     return (
         f'<details class="ds-values"><summary class="ds-column">{head}{strip}'
         f'<span class="ds-caption">{_text(caption)}</span></summary><div class="ds-bars">{bars}</div></details>'
     )
 
 
-def _strip_html(top: Sequence[tuple[object, int]], n_valued: int, missing: int, uncounted: int) -> str:
+def _strip_html(top: Sequence[tuple[str, int]], n_valued: int, missing: int, uncounted: int) -> str:
     """One bar for all cells: the most frequent values, the others, cells without value, cells not counted."""
     total = n_valued + missing + uncounted
-    pieces = [(one_line(value), n, f"ds-v{rank}") for rank, (value, n) in enumerate(top)]
+    pieces = [(value, n, f"ds-v{rank}") for rank, (value, n) in enumerate(top)]
     pieces += [("others", n_valued - sum(n for _, n in top), "ds-others"), ("missing", missing, "ds-missing")]
     pieces += [("not counted", uncounted, "ds-uncounted")]
     segments = (
@@ -407,39 +436,45 @@ def _strip_html(top: Sequence[tuple[object, int]], n_valued: int, missing: int, 
 
 def _value_html(label: str, n: int, largest: int, total: int, css: str) -> str:
     return (
-        f'<span class="ds-label{css}" title="{escape(label)}">{escape(label)}</span>{_bar_html(min(n, largest), largest)}'
+        f'<span class="ds-label{css}" title="{escape(label)}">{escape(label)}</span>{_bar_html(n, largest)}'
         f'<span class="ds-number">{human_count(n)}</span><span class="ds-number ds-dim">{human_share(n, total)}</span>'
     )
 
 
-# -- the picture of blocks ----------------------------------------------------------------------------------------------
+# -- the picture of blocks -----------------------------------------------------------------------------------------
 
 _LONG_SIDE = 150.0
-_SHORT_SIDE = 36.0
+_SHORT_SIDE = 54.0
+#: Room for the number of genes under a narrow picture.
+_LEAST_CAPTION = 90.0
 
 
 def _picture_html(view: _View) -> str:
     """Rows of blocks by genes: a band per dataset, a line per block, as far as they can be told apart."""
     width, height = _picture_size(*view.store.shape)
-    box = f'x="1" y="1" width="{width:.0f}" height="{height:.0f}"'
-    datasets = _heights((part.n_obs for part, _ in view.listed), height, 2)
+    left = max(0, _LEAST_CAPTION - width) / 2 + 1
+    datasets = _heights((part.n_obs for part, _ in view.listed), height, 5)
     blocks = _heights((b.n_obs for b in view.blocks), height, 3)
-    bands = (
-        f'<rect class="ds-band" x="1" y="{top + 1:.1f}" width="{width:.0f}" height="{bottom - top:.1f}"/>'
-        for top, bottom in zip(datasets[::2], datasets[1::2], strict=False)
-    )
-    block_lines = (f'<path class="ds-block" d="M1 {y + 1:.1f}h{width:.0f}"/>' for y in blocks[1:-1])
-    dataset_lines = (f'<path class="ds-edge" d="M1 {y + 1:.1f}h{width:.0f}"/>' for y in datasets[1:-1])
+    every_other = zip(datasets[::2], datasets[1::2], strict=False)
+    shapes = [
+        _rect("ds-sheet", left, 0, width, height),
+        *(_rect("ds-band", left, top, width, bottom - top) for top, bottom in every_other),
+        *(f'<path class="ds-block" d="M{left:.0f} {y + 1:.1f}h{width:.0f}"/>' for y in blocks[1:-1]),
+        *(f'<path class="ds-edge" d="M{left:.0f} {y + 1:.1f}h{width:.0f}"/>' for y in datasets[1:-1]),
+        _rect("ds-frame", left, 0, width, height),
+    ]
     cells, genes = plural(view.store.n_obs, "cell"), plural(view.store.n_vars, "gene")
-    x, y = width + 15, height / 2 + 1
+    side, middle = left + width + 14, height / 2 + 1
     return (
-        f'<svg class="ds-picture" width="{max(width, 90) + 24:.0f}" height="{height + 22:.0f}" role="img" '
-        f'aria-label="{plural(len(view.blocks), "block")} of {cells} by {genes}">'
-        f'<rect class="ds-ground" {box}/>{"".join(bands)}{"".join(block_lines)}{"".join(dataset_lines)}'
-        f'<rect class="ds-frame" {box}/>'
-        f'<text x="{x:.0f}" y="{y:.0f}" transform="rotate(-90 {x:.0f} {y:.0f})">{cells}</text>'
-        f'<text x="{max(width, 90) / 2 + 1:.0f}" y="{height + 16:.0f}">{genes}</text></svg>'
+        f'<svg class="ds-picture" width="{side + max(left - 14, 6):.0f}" height="{height + 22:.0f}" role="img" '
+        f'aria-label="{plural(len(view.blocks), "block")} of {cells} by {genes}">{"".join(shapes)}'
+        f'<text x="{side:.0f}" y="{middle:.0f}" transform="rotate(-90 {side:.0f} {middle:.0f})">{cells}</text>'
+        f'<text x="{left + width / 2:.0f}" y="{height + 16:.0f}">{genes}</text></svg>'
     )
+
+
+def _rect(css: str, x: float, y: float, width: float, height: float) -> str:
+    return f'<rect class="{css}" x="{x:.0f}" y="{y + 1:.1f}" width="{width:.0f}" height="{height:.1f}"/>'
 
 
 def _picture_size(n_obs: int, n_vars: int) -> tuple[float, float]:
@@ -458,3 +493,108 @@ def _heights(sizes: Iterable[int], height: float, least: float) -> list[float]:
         if place - places[-1] >= least:
             places.append(place)
     return places
+
+
+# -- style ---------------------------------------------------------------------------------------------------------
+
+_LIGHT = (
+    "--ds-ground:#fff;--ds-text:#1d2530;--ds-dim:#687385;--ds-line:#e4e8ee;--ds-hover:#f4f6f9;--ds-link:#176b82;"
+    "--ds-v0:#176b82;--ds-v1:#3a93a6;--ds-v2:#6fb6bf;--ds-v3:#a3d2d4;--ds-v4:#cbe6e5;--ds-others:#e2e6ec;"
+    "--ds-sheet:#e3f1f2;--ds-band:#cbe4e6;--ds-block:#9cc7cc;--ds-edge:#176b82;color-scheme:light"
+)
+_DARK = (
+    "--ds-ground:#161b22;--ds-text:#e3e8ef;--ds-dim:#929dad;--ds-line:#2b333e;--ds-hover:#1e252e;--ds-link:#6cc7d6;"
+    "--ds-v0:#6cc7d6;--ds-v1:#479fb0;--ds-v2:#357b8a;--ds-v3:#2a5d69;--ds-v4:#23454f;--ds-others:#323b47;"
+    "--ds-sheet:#1b333b;--ds-band:#24464f;--ds-block:#3a6b77;--ds-edge:#6cc7d6;color-scheme:dark"
+)
+
+
+def _on_pages(*marks: str) -> str:
+    return ",".join(f"{mark} .daodask-store" for mark in marks)
+
+
+#: The system's preference comes first and what a page says of itself after it, so that a light notebook on a dark
+#: desktop stays light. The card has a ground of its own: it can be read on a page that knows no dark mode.
+_CSS = (
+    f".daodask-store{{{_LIGHT}}}"
+    f"@media (prefers-color-scheme:dark){{.daodask-store{{{_DARK}}}}}"
+    + _on_pages('[data-jp-theme-light="true"]', "html[theme=light]", "[data-theme=light]", "body.vscode-light")
+    + f"{{{_LIGHT}}}"
+    + _on_pages('[data-jp-theme-light="false"]', "html[theme=dark]", "[data-theme=dark]", "body.vscode-dark")
+    + f"{{{_DARK}}}"
+    + """
+.daodask-store .ds-plain{display:none}
+.daodask-store .ds-card{display:block!important;box-sizing:border-box;max-width:1000px;padding:12px 16px 10px;
+ background:var(--ds-ground);color:var(--ds-text);border:1px solid var(--ds-line);border-radius:8px;
+ font:13px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+ font-variant-numeric:tabular-nums;text-align:left}
+.daodask-store .ds-head{font-size:15px}
+.daodask-store .ds-head b{font-weight:600}
+.daodask-store .ds-kind{color:var(--ds-link);font-weight:600;margin-right:8px}
+.daodask-store .ds-url{font:12px/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;color:var(--ds-dim);
+ overflow-wrap:anywhere}
+.daodask-store .ds-top{display:flex;flex-wrap:wrap;gap:12px 28px;padding:10px 0;
+ align-items:flex-start;justify-content:space-between}
+.daodask-store .ds-facts{display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;margin:0;flex:1 1 320px}
+.daodask-store .ds-facts dt{margin:0;padding:0;float:none;width:auto;font-weight:400;color:var(--ds-dim)}
+.daodask-store .ds-facts dd{margin:0;padding:0;overflow-wrap:anywhere}
+.daodask-store .ds-picture{flex:none}
+.daodask-store .ds-picture text{fill:var(--ds-dim);font-size:11px;text-anchor:middle}
+.daodask-store .ds-sheet{fill:var(--ds-sheet)}
+.daodask-store .ds-band{fill:var(--ds-band)}
+.daodask-store .ds-block{stroke:var(--ds-block);stroke-width:.6}
+.daodask-store .ds-edge{stroke:var(--ds-edge);stroke-width:.8}
+.daodask-store .ds-frame{fill:none;stroke:var(--ds-edge);stroke-width:1.4}
+.daodask-store .ds-section{border-top:1px solid var(--ds-line);padding:5px 0;margin:0}
+.daodask-store summary{cursor:pointer;list-style:none}
+.daodask-store summary::-webkit-details-marker{display:none}
+.daodask-store .ds-section>summary{font-weight:600}
+.daodask-store .ds-section>summary::before,
+.daodask-store .ds-values>summary::before{content:"▸";display:inline-block;width:14px;font-weight:400;
+ color:var(--ds-dim)}
+.daodask-store .ds-section[open]>summary::before,
+.daodask-store .ds-values[open]>summary::before{content:"▾"}
+.daodask-store .ds-count{font-weight:400;color:var(--ds-dim);margin-left:4px}
+.daodask-store .ds-body{max-height:460px;overflow:auto;margin:4px 0}
+.daodask-store .ds-note{color:var(--ds-dim);padding:2px 0 4px 24px}
+.daodask-store .ds-note code{background:none;color:var(--ds-link);padding:0;font-size:12px}
+.daodask-store .ds-body .ds-table{border-collapse:collapse;width:100%;margin:0;border:0;color:inherit;font-size:13px}
+.daodask-store .ds-body .ds-table tr:nth-child(n){background:none}
+.daodask-store .ds-body .ds-table tbody tr:nth-child(n):hover{background:var(--ds-hover)}
+.daodask-store .ds-body .ds-table th,
+.daodask-store .ds-body .ds-table td{padding:1px 14px 1px 0;border:0;text-align:left;vertical-align:middle;
+ white-space:nowrap}
+.daodask-store .ds-body .ds-table th{font-weight:400;color:var(--ds-dim)}
+.daodask-store .ds-body .ds-table tr>:first-child{padding-left:24px}
+.daodask-store .ds-body .ds-table tr>.ds-number{text-align:right}
+.daodask-store .ds-body .ds-table tr>.ds-about{width:100%;min-width:120px;max-width:0;overflow:hidden;
+ text-overflow:ellipsis;color:var(--ds-dim)}
+.daodask-store .ds-name{font-weight:500;max-width:260px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.daodask-store .ds-number{text-align:right;white-space:nowrap}
+.daodask-store .ds-dtype,.daodask-store .ds-summary{color:var(--ds-dim)}
+.daodask-store .ds-dim,.daodask-store .ds-caption{color:var(--ds-dim)}
+.daodask-store .ds-column{display:grid;gap:0 10px;align-items:center;padding:1px 0;border-radius:4px;
+ grid-template-columns:14px minmax(90px,160px) 64px minmax(120px,200px) 130px 1fr}
+.daodask-store div.ds-column::before{content:""}
+.daodask-store .ds-column:hover{background:var(--ds-hover)}
+.daodask-store .ds-column>span{min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.daodask-store .ds-strip,.daodask-store .ds-bar{display:flex;gap:1px;height:9px;border-radius:2px;overflow:hidden}
+.daodask-store .ds-strip i,.daodask-store .ds-bar i{display:block;height:100%;box-sizing:border-box;min-width:1px}
+.daodask-store .ds-bar{width:110px}
+.daodask-store .ds-bar i{background:var(--ds-v1);border-radius:2px}
+.daodask-store .ds-v0{background:var(--ds-v0)}
+.daodask-store .ds-v1{background:var(--ds-v1)}
+.daodask-store .ds-v2{background:var(--ds-v2)}
+.daodask-store .ds-v3{background:var(--ds-v3)}
+.daodask-store .ds-v4{background:var(--ds-v4)}
+.daodask-store .ds-others{background:var(--ds-others)}
+.daodask-store .ds-missing{border:1px solid var(--ds-dim)}
+.daodask-store .ds-uncounted{background:repeating-linear-gradient(135deg,var(--ds-dim) 0 1px,transparent 1px 4px)}
+.daodask-store .ds-bars{display:grid;gap:0 10px;align-items:center;padding:1px 0 6px 24px;
+ grid-template-columns:minmax(90px,234px) 220px max-content max-content}
+.daodask-store .ds-bars .ds-bar{width:220px}
+.daodask-store .ds-label{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.daodask-store .ds-other{color:var(--ds-dim);font-style:italic}
+.daodask-store .ds-other+.ds-bar i{background:var(--ds-others)}
+"""
+)

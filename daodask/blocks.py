@@ -1,7 +1,7 @@
 """Reading one block: all that a worker does for an analysis or a batch.
 
-A :class:`BlockAddress` says which rows of which dataset; functions here turn it into a CSR matrix, a dense array or an obs
-frame. They know no scheduler and keep no state but small caches of what is immutable.
+A :class:`BlockAddress` says which rows of which dataset; functions here turn it into a CSR matrix, a dense array or an
+obs frame. They know no scheduler and keep no state but small caches of what is immutable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from daodask.format.spec import OBS_NAMES
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 
-__all__ = ["BlockAddress", "empty_obs", "read_matrix", "read_obs", "read_obsm", "read_var"]
+__all__ = ["BlockAddress", "empty_obs", "read_matrix", "read_obs", "read_obsm", "read_var", "stack_rows"]
 
 #: Runs of selected rows that are at most this far apart are read as one: decoding a chunk of about 64 rows costs less
 #: than another request for it.
@@ -97,12 +97,19 @@ def read_matrix(block: BlockAddress, name: str, genes: Int64Array | None, dtype:
     """
     n_vars = _matrix_width(block.dataset, name)
     parts = [_read_run(block, name, start, stop, n_vars, dtype) for start, stop in block.runs()]
-    whole = sp.csr_matrix((0, n_vars), dtype=dtype) if not parts else parts[0] if len(parts) == 1 else sp.vstack(parts, "csr")
+    whole = stack_rows(parts, n_vars, dtype)
     if genes is None:
         return whole
     taken = whole[:, genes]
     taken.sort_indices()
     return taken
+
+
+def stack_rows(parts: Sequence[CSR], n_vars: int, dtype: str) -> CSR:
+    """CSR matrices on top of each other; of none, one without a row. A single one is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return sp.vstack(parts, format="csr") if parts else sp.csr_matrix(np.empty((0, n_vars), dtype=dtype))
 
 
 def _read_run(block: BlockAddress, name: str, start: int, stop: int, n_vars: int, dtype: str) -> CSR:
@@ -121,12 +128,12 @@ def _read_run(block: BlockAddress, name: str, start: int, stop: int, n_vars: int
 def read_obsm(block: BlockAddress, name: str) -> AnyArray:
     """Rows of a dense array per cell, ``(block.n_obs, width)`` (computes)."""
     array = _open_array(block.dataset, f"obsm/{name}")
-    runs = [array[start:stop] for start, stop in block.runs()]
+    runs = list(block.runs())
+    whole: AnyArray = np.concatenate([array[:0], *(array[start:stop] for start, stop in runs)])
     if block.rows is None:
-        return runs[0] if runs else array[0:0]
-    local = np.concatenate([np.arange(start, stop) for start, stop in block.runs()]) if runs else np.empty(0, np.int64)
-    whole = np.concatenate(runs) if runs else array[0:0]
-    return whole[np.searchsorted(local, block.rows)]
+        return whole
+    read = np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in runs)])
+    return whole[np.searchsorted(read, block.rows)]
 
 
 def read_obs(
@@ -158,8 +165,11 @@ def read_obs(
     for name in wanted:
         column = shared[name]
         if name == "dataset":
-            values = pd.Series(pd.Categorical.from_codes(
-                np.full(block.n_obs, list(dataset_ids).index(block.id)), dtype=_category(column)))
+            values = pd.Series(
+                pd.Categorical.from_codes(
+                    np.full(block.n_obs, list(dataset_ids).index(block.id)), dtype=_category(column)
+                )
+            )
         elif name in table.column_names:
             values = _conform(table.column(name), column)
         else:
@@ -185,12 +195,15 @@ def read_var(dataset: StoreLocation) -> pd.DataFrame:
     return frame
 
 
-# -- obs: arrow -> the shared dtypes ------------------------------------------------------------------------------------
+# -- obs: arrow -> the shared dtypes -------------------------------------------------------------------------------
 
 
 def _read_parquet_rows(block: BlockAddress, columns: Sequence[str]) -> pa.Table:
     location = block.dataset / "obs.parquet"
-    with location.fs.open(location.path, "rb") as file, pq.ParquetFile(file, metadata=_parquet_metadata(location)) as parquet:
+    with (
+        location.fs.open(location.path, "rb") as file,
+        pq.ParquetFile(file, metadata=_parquet_metadata(location)) as parquet,
+    ):
         present = set(parquet.schema_arrow.names)
         bounds = np.cumsum([0, *(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))])
         groups = [i for i in range(parquet.num_row_groups) if bounds[i] < block.stop and bounds[i + 1] > block.start]
@@ -232,7 +245,8 @@ def _conform(values: pa.ChunkedArray, column: ObsColumn) -> pd.Series:
     if column.nullable and target.kind in "iub":
         name = "boolean" if target.kind == "b" else target.name.replace("int", "Int").replace("uI", "UI")
         nullable = pd.api.types.pandas_dtype(name)
-        return values.cast(_arrow_type(column)).to_pandas(types_mapper=lambda _: nullable)
+        converted: pd.Series = values.cast(_arrow_type(column)).to_pandas(types_mapper=lambda _: nullable)
+        return converted
     return pd.Series(values.to_numpy(zero_copy_only=False)).astype(target)
 
 
@@ -252,7 +266,7 @@ def _categorical(values: pa.ChunkedArray, dtype: pd.CategoricalDtype) -> pd.Seri
     return pd.Series(pd.Categorical.from_codes(lookup[indices], dtype=dtype))
 
 
-# -- opened arrays ------------------------------------------------------------------------------------------------------
+# -- opened arrays -------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=256)

@@ -31,7 +31,7 @@ class Predicate(Protocol):
         ...
 
     def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
-        """Whether every cell (``True``) or no cell (``False``) of a dataset meets it; ``None`` where that needs a look."""
+        """Whether every cell (``True``) or none (``False``) of a dataset meets it; ``None`` where that needs a look."""
         ...
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
@@ -119,8 +119,8 @@ class Compare:
             return _as_bool(_OPERATORS[self.relation](values, self.value))
         except TypeError as error:
             raise SelectionError(
-                f"{self.column} {self.relation} {self.value!r}: column {self.column!r} is {values.dtype}, which has no such "
-                f"order; compare numbers with numbers, and labels with == or in"
+                f"{self.column} {self.relation} {self.value!r}: column {self.column!r} is {values.dtype}, which has no "
+                f"such order; compare numbers with numbers, and labels with == or in"
             ) from error
 
 
@@ -165,7 +165,8 @@ class All:
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
         """Which rows meet it."""
-        return np.logical_and.reduce([np.ones(len(obs), bool), *(p.evaluate(obs) for p in self.inner)])
+        met: BoolArray = np.logical_and.reduce([np.ones(len(obs), bool), *(p.evaluate(obs) for p in self.inner)])
+        return met
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,8 @@ class Some:
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
         """Which rows meet it."""
-        return np.logical_or.reduce([np.zeros(len(obs), bool), *(p.evaluate(obs) for p in self.inner)])
+        met: BoolArray = np.logical_or.reduce([np.zeros(len(obs), bool), *(p.evaluate(obs) for p in self.inner)])
+        return met
 
 
 def is_in(column: str, value: object) -> IsIn:
@@ -204,7 +206,9 @@ def _label(value: object) -> Label:
     plain = value.item() if isinstance(value, np.generic) else value
     if isinstance(plain, str | int | float | bool):
         return plain
-    raise SelectionError(f"expected a label or a number, got {value!r}; cells without a value are found with isna in obs")
+    raise SelectionError(
+        f"expected a label or a number, got {value!r}; cells without a value are found with isna in obs"
+    )
 
 
 def _as_bool(values: Any) -> BoolArray:
@@ -212,7 +216,7 @@ def _as_bool(values: Any) -> BoolArray:
     return np.asarray(pd.Series(values).fillna(False).to_numpy(dtype=bool))
 
 
-# -- query strings ------------------------------------------------------------------------------------------------------
+# -- query strings -------------------------------------------------------------------------------------------------
 
 _RELATIONS: Final[dict[type[ast.cmpop], str]] = {
     ast.Eq: "==",
@@ -269,8 +273,10 @@ class _Parser:
                 return Not(self.parse(inner))
             case ast.Compare(left=left, ops=ops, comparators=rights):
                 sides = [left, *rights]
-                links = [self._compare(a, _RELATIONS.get(type(op), "is"), b)
-                         for a, op, b in zip(sides[:-1], ops, sides[1:], strict=True)]
+                links = [
+                    self._compare(a, _RELATIONS.get(type(op), "is"), b)
+                    for a, op, b in zip(sides[:-1], ops, sides[1:], strict=True)
+                ]
                 return links[0] if len(links) == 1 else All(tuple(links))
             case ast.Name():
                 return IsIn(self._column(node), (True,))

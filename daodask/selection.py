@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from daodask.errors import SelectionError
-from daodask.types import BoolArray, Int64Array
+from daodask.types import AnyArray, BoolArray, Int64Array
 
 __all__ = ["BlockRows", "Part", "Selection"]
 
@@ -126,19 +126,25 @@ class Selection:
         )
         return replace(self, parts=parts)
 
-    def _increasing(self, positions: Int64Array | BoolArray) -> Int64Array:
+    def _increasing(self, positions: AnyArray) -> Int64Array:
         if positions.dtype == bool:
             if positions.shape != (self.n_obs,):
                 raise SelectionError(f"expected a mask of length {self.n_obs}, got shape {positions.shape}")
             return np.flatnonzero(positions).astype(np.int64)
         if positions.ndim != 1 or (positions.dtype.kind not in "iu" and len(positions)):
-            raise SelectionError(f"expected a 1-D array of row numbers or a mask, got {positions.dtype} {positions.shape}")
+            raise SelectionError(
+                f"expected a 1-D array of row numbers or a mask, got {positions.dtype} {positions.shape}"
+            )
         rows = positions.astype(np.int64)
         rows = np.where(rows < 0, rows + self.n_obs, rows)
         if len(rows) and (rows.min() < 0 or rows.max() >= self.n_obs):
-            raise SelectionError(f"row numbers go from 0 to {self.n_obs - 1}, got {int(positions.min())} to {int(positions.max())}")
+            raise SelectionError(
+                f"row numbers go from 0 to {self.n_obs - 1}, got {int(positions.min())} to {int(positions.max())}"
+            )
         if np.any(np.diff(rows) <= 0):
-            raise SelectionError("rows stay in store order: expected increasing row numbers without repeats; sort them first")
+            raise SelectionError(
+                "rows stay in store order: expected increasing row numbers without repeats; sort them first"
+            )
         return rows
 
     def take_genes(self, columns: Int64Array) -> Selection:
@@ -158,7 +164,7 @@ class Selection:
         return replace(self, parts=tuple(parts))
 
     def blocks(self) -> tuple[BlockRows, ...]:
-        """The rows to read together, in store order: no block without a selected row, and few where few are selected."""
+        """Rows to read together, in store order: no block without a selected row, and few where few are selected."""
         return tuple(block for number, part in enumerate(self.parts) for block in _part_blocks(number, part))
 
     def locate(self, store_rows: Int64Array) -> tuple[Int64Array, Int64Array]:

@@ -42,7 +42,9 @@ def read_snapshot(location: StoreLocation, number: int | None = None) -> Snapsho
         )
     chosen = numbers[-1] if number is None else number
     if chosen not in numbers:
-        raise StoreNotFoundError(f"{location} has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}: {numbers}")
+        raise StoreNotFoundError(
+            f"{location} has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}: {numbers}"
+        )
     where = location / snapshot_path(chosen)
     return Snapshot.from_json(where.read(), where=str(where))
 
@@ -52,9 +54,7 @@ def latest_snapshot(location: StoreLocation) -> Snapshot | None:
     return read_snapshot(location) if snapshot_numbers(location) else None
 
 
-def commit_snapshot(
-    location: StoreLocation, change: Callable[[Snapshot], Snapshot], *, message: str = ""
-) -> Snapshot:
+def commit_snapshot(location: StoreLocation, change: Callable[[Snapshot], Snapshot], *, message: str = "") -> Snapshot:
     """Write the next snapshot: ``change`` of the newest one.
 
     The file is created exclusively. Who loses a race reads the winner's snapshot and applies its own change to that, so
@@ -86,4 +86,6 @@ def commit_snapshot(
         )
         if (location / snapshot_path(snapshot.number)).create(snapshot.to_json()):
             return snapshot
-    raise CommitError(f"{location}: lost {_MOST_TRIES} races for the next snapshot; something else creates snapshots in a loop")
+    raise CommitError(
+        f"{location}: lost {_MOST_TRIES} races for the next snapshot; something else creates snapshots in a loop"
+    )

@@ -34,14 +34,17 @@ class StoreLocation:
     url
         Any fsspec URL (``gs://bucket/atlas``, ``s3://…``, ``memory://…``) or a local path.
     options
-        fsspec options as sorted ``(name, value)`` pairs, so that the value is hashable. Use :meth:`parse` to pass a dict.
+        fsspec options as sorted ``(name, value)`` pairs, so that the value is hashable. Use :meth:`parse` to pass a
+        dict.
     """
 
     url: str
     options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def parse(cls, url: str | os.PathLike[str] | StoreLocation, options: Mapping[str, Any] | None = None) -> StoreLocation:
+    def parse(
+        cls, url: str | os.PathLike[str] | StoreLocation, options: Mapping[str, Any] | None = None
+    ) -> StoreLocation:
         """Make a location of what a user passes; a local path becomes absolute, as workers have other directories."""
         if isinstance(url, StoreLocation):
             return url
@@ -106,7 +109,7 @@ class StoreLocation:
         return data
 
     def write(self, data: bytes) -> None:
-        """Write a file that nothing refers to yet; an interrupted write leaves no visible half (it is renamed or PUT)."""
+        """Write a file that nothing refers to yet; an interrupted write leaves no visible half of it."""
         fs, path = self._resolve()
         if isinstance(fs, LocalFileSystem):
             with _local_temporary(path, data) as temporary:
@@ -118,8 +121,8 @@ class StoreLocation:
         """Write a file only if none is there: of several racing writers exactly one gets ``True``.
 
         This is the commit. On GCS it is ``ifGenerationMatch=0``, on S3 ``If-None-Match: *`` (both through fsspec's
-        ``mode="create"``); on a local disk a flushed temporary file is hard-linked to its name, so that a crash leaves no
-        half file under it.
+        ``mode="create"``); on a local disk a flushed temporary file is hard-linked to its name, so that a crash leaves
+        no half file under it.
         """
         fs, path = self._resolve()
         if isinstance(fs, LocalFileSystem):

@@ -86,7 +86,9 @@ def _choose_features(snapshot: Snapshot, name: str | None, location: StoreLocati
         return next(iter(spaces.values()))
     if name in spaces:
         return spaces[name]
-    listed = ", ".join(f"{s.name!r} ({s.n_vars} genes, {len(snapshot.of_features(s.name))} datasets)" for s in spaces.values())
+    listed = ", ".join(
+        f"{s.name!r} ({s.n_vars} genes, {len(snapshot.of_features(s.name))} datasets)" for s in spaces.values()
+    )
     if name is None:
         raise FeatureSpaceError(f"{location} has several feature spaces; open one with features=…: {listed or 'none'}")
     raise FeatureSpaceError(f"{location} has no feature space {name!r}; it has: {listed or 'none'}")
@@ -121,7 +123,7 @@ class Store:
     feature_space: FeatureSpaceInfo
     selection: Selection
 
-    # -- shape and description: from the snapshot ----------------------------------------------------------------------
+    # -- shape and description: from the snapshot ------------------------------------------------------------------
 
     @property
     def n_obs(self) -> int:
@@ -153,14 +155,24 @@ class Store:
 
     @cached_property
     def datasets(self) -> pd.DataFrame:
-        """One row per dataset that has a selected cell, from the snapshot: cells, kind of X, non-zeros, facts in uns."""
+        """One row per dataset that has a selected cell, from the snapshot: cells, kind of X, non-zeros, facts."""
         rows = []
         for part, info in zip(self.selection.parts, self.dataset_infos, strict=True):
             if part.n_obs or not info.n_obs:
                 x = info.matrix["X"]
                 facts = {k: v for k, v in info.uns.items() if isinstance(v, str | int | float | bool)}
-                rows.append({"dataset": info.id, "n_obs": part.n_obs, "n_stored": info.n_obs, "kind": x.kind,
-                             "dtype": x.dtype, "nnz": x.nnz, "nbytes": info.nbytes, **facts})
+                rows.append(
+                    {
+                        "dataset": info.id,
+                        "n_obs": part.n_obs,
+                        "n_stored": info.n_obs,
+                        "kind": x.kind,
+                        "dtype": x.dtype,
+                        "nnz": x.nnz,
+                        "nbytes": info.nbytes,
+                        **facts,
+                    }
+                )
         columns = ["dataset", "n_obs", "n_stored", "kind", "dtype", "nnz", "nbytes"]
         return pd.DataFrame(rows, columns=None if rows else columns).set_index("dataset")
 
@@ -172,8 +184,8 @@ class Store:
     def value_counts(self, column: str) -> pd.Series:
         """Selected cells per value of an obs column, most frequent first.
 
-        For categorical columns and ``dataset`` of datasets that are selected as a whole this comes from the snapshot and
-        reads nothing; anything else reads that one column of the datasets concerned (computes).
+        For categorical columns and ``dataset`` of datasets that are selected as a whole this comes from the snapshot
+        and reads nothing; anything else reads that one column of the datasets concerned (computes).
 
         Returns
         -------
@@ -200,14 +212,16 @@ class Store:
         values = self._read_part_obs(number, [column])[column]
         return values.value_counts().items()
 
-    # -- the lazy pieces -----------------------------------------------------------------------------------------------
+    # -- the lazy pieces -------------------------------------------------------------------------------------------
 
     @cached_property
     def blocks(self) -> tuple[BlockAddress, ...]:
         """Where the blocks of the selection are: the unit of a dask chunk, an obs partition and a task."""
         parts, infos = self.selection.parts, self.dataset_infos
         return tuple(
-            BlockAddress(self.location / infos[b.part].path, infos[b.part].id, parts[b.part].offset, b.start, b.stop, b.rows)
+            BlockAddress(
+                self.location / infos[b.part].path, infos[b.part].id, parts[b.part].offset, b.start, b.stop, b.rows
+            )
             for b in self.selection.blocks()
         )
 
@@ -234,8 +248,8 @@ class Store:
     def obs(self) -> dd.DataFrame:
         """Cell metadata as a dask dataframe (lazy): partition i has the cells of block i of :attr:`X`.
 
-        Its index is the int64 row number in the store, with known divisions; categoricals have known categories, the same
-        in every partition. ``dataset`` and ``obs_names`` are always there.
+        Its index is the int64 row number in the store, with known divisions; categoricals have known categories, the
+        same in every partition. ``dataset`` and ``obs_names`` are always there.
         """
         from daodask._graphs import lazy_obs
 
@@ -303,7 +317,9 @@ class Store:
         self._require_everywhere(name, lambda info: found[info.id] is not None, "obsm array")
         widths = {m.width for m in found.values() if m is not None}
         if len(widths) > 1:
-            raise SelectionError(f"obsm array {name!r} has {sorted(widths)} columns in different datasets; subset to alike ones")
+            raise SelectionError(
+                f"obsm array {name!r} has {sorted(widths)} columns in different datasets; subset to alike ones"
+            )
         dtype = np.result_type(*(m.dtype for m in found.values() if m is not None))
         return lazy_obsm(self.blocks, name, widths.pop(), dtype.name)
 
@@ -315,7 +331,7 @@ class Store:
                 f"{', …' if len(lacking) > 5 else ''}); leave them out with subset(exclude={{'dataset': [...]}})"
             )
 
-    # -- narrowing -----------------------------------------------------------------------------------------------------
+    # -- narrowing -------------------------------------------------------------------------------------------------
 
     def subset(
         self, query: str | None = None, *, exclude: Mapping[str, object] | None = None, **equal: object
@@ -411,11 +427,13 @@ class Store:
             if len(positions) != self.n_vars:
                 raise SelectionError(f"expected a mask over {self.n_vars} genes, got one of length {len(positions)}")
             return np.flatnonzero(positions).astype(np.int64)
-        if positions.dtype.kind not in "iu" or (len(positions) and not -self.n_vars <= positions.min() <= positions.max() < self.n_vars):
+        if positions.dtype.kind not in "iu" or (
+            len(positions) and not -self.n_vars <= positions.min() <= positions.max() < self.n_vars
+        ):
             raise SelectionError(f"expected gene names, a mask, or positions below {self.n_vars}; got {listed[:5]!r}")
         return np.where(positions < 0, positions + self.n_vars, positions).astype(np.int64)
 
-    # -- taking out ----------------------------------------------------------------------------------------------------
+    # -- taking out ------------------------------------------------------------------------------------------------
 
     def to_anndata(self, *, lazy: bool = False) -> anndata.AnnData:
         """The selected cells and genes as AnnData.
@@ -423,18 +441,22 @@ class Store:
         Parameters
         ----------
         lazy
-            Keep X, layers and obsm as dask arrays, on which scanpy's dask-aware functions run; obs is loaded either way.
-            By default everything is loaded into memory (computes).
+            Keep X, layers and obsm as dask arrays, on which scanpy's dask-aware functions run; obs is loaded either
+            way. By default everything is loaded into memory (computes).
 
         Returns
         -------
         AnnData
-            obs has the column ``dataset`` added; obs_names are the studies' own and may repeat; layers and obsm that not
-            every selected dataset has are left out; ``uns["datasets"]`` has the facts of each dataset.
+            obs has the column ``dataset`` added; obs_names are the studies' own and may repeat; layers and obsm that
+            not every selected dataset has are left out; ``uns["datasets"]`` has the facts of each dataset.
         """
         layers = {n: self.layers[n] for n in self.layers if self._is_everywhere(f"layers/{n}")}
         obsm = {n: self.obsm[n] for n in self.obsm if all(n in {m.name for m in i.obsm} for i in self._selected_infos)}
-        arrays = {"X": self.X, **{f"layers/{n}": a for n, a in layers.items()}, **{f"obsm/{n}": a for n, a in obsm.items()}}
+        arrays = {
+            "X": self.X,
+            **{f"layers/{n}": a for n, a in layers.items()},
+            **{f"obsm/{n}": a for n, a in obsm.items()},
+        }
         pieces: Mapping[str, Any] = arrays if lazy else compute_matrices(arrays)
         return to_anndata(
             X=pieces["X"],
@@ -457,7 +479,7 @@ class Store:
             frames = list(threads.map(lambda n: self._read_part_obs(n, columns), numbers))
         return pd.concat(frames) if frames else empty_obs(self.obs_schema, self._dataset_ids)
 
-    # -- looking -------------------------------------------------------------------------------------------------------
+    # -- looking ---------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         from daodask._repr import store_text
@@ -519,5 +541,7 @@ def _row_positions(rows: object, n_obs: int) -> Int64Array | BoolArray:
     if isinstance(rows, int | np.integer):
         return np.array([rows], dtype=np.int64)
     if isinstance(rows, str):
-        raise SelectionError(f"expected rows as slice, mask or positions, got {rows!r}; use subset() for labels, [:, genes] for genes")
+        raise SelectionError(
+            f"expected rows as slice, mask or positions, got {rows!r}; use subset() for labels, [:, genes] for genes"
+        )
     return np.asarray(rows)

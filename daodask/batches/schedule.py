@@ -1,14 +1,14 @@
 """Schedules: pure functions from (number of cells, batch size, epoch) to the rows of each window and its batches.
 
-A schedule speaks of positions among the selected cells, ``0 … n_obs - 1``; where their bytes are is the reader's matter.
-The same epoch always gives the same windows, whoever reads them.
+A schedule speaks of positions among the selected cells, ``0 … n_obs - 1``; where their bytes are is the reader's
+matter. The same epoch always gives the same windows, whoever reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -119,7 +119,7 @@ class Shuffled:
             yield Window(number, epoch.generator(number).permutation(positions), batch_size)
 
 
-_NAMED = {"sequential": Sequential, "shuffled": Shuffled}
+_NAMED: Final[dict[str, Callable[[], Schedule]]] = {"sequential": Sequential, "shuffled": Shuffled}
 
 
 def named_schedule(schedule: str | Schedule) -> Schedule:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from daodask.batches.schedule import Window
-from daodask.blocks import read_matrix, read_obs
+from daodask.blocks import read_matrix, read_obs, stack_rows
 from daodask.store import Store
 from daodask.types import CSR, AnyArray, Int64Array
 
@@ -65,6 +63,6 @@ def read_window(store: Store, window: Window, request: Request) -> Iterator[Batc
         yield Batch(rows.toarray() if request.dense else rows, obs.iloc[bounds], index[bounds])
 
 
-def _read_matrix(cells: Store, name: str, dtype: str) -> Any:
+def _read_matrix(cells: Store, name: str, dtype: str) -> CSR:
     parts = [read_matrix(block, name, cells.selection.genes, dtype) for block in cells.blocks]
-    return sp.vstack(parts, format="csr") if len(parts) != 1 else parts[0]
+    return stack_rows(parts, cells.n_vars, dtype)

@@ -98,7 +98,7 @@ _NO_ORGANISM: Final = frozenset({"", "unknown", "na", "nan", "none"})
 _ORGANISM_COLUMNS: Final = ("organism", "organism_ontology_term_id")
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------------------------------
 
 
 def read_reference(data: bytes) -> pd.DataFrame:
@@ -176,7 +176,7 @@ def _read_table(data: bytes, separator: str, what: str, header: int | None) -> p
     return frame.astype(object)
 
 
-# -- the feature space ------------------------------------------------------------------------------------------------
+# -- the feature space ---------------------------------------------------------------------------------------------
 
 
 def gene_id(name: str) -> str:
@@ -234,7 +234,7 @@ def _own_names(how: str, studies: Sequence[Sequence[str]]) -> list[str]:
     return [name for name in lists[0] if all(name in names for names in lists[1:])]
 
 
-# -- names to genes ---------------------------------------------------------------------------------------------------
+# -- names to genes ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,7 +341,7 @@ class GeneMap:
     @property
     def known(self) -> float:
         """Fraction of the source genes that the reference knows, in the feature space or not."""
-        return 1 - self.dropped["unknown"] / max(1, len(self.target))
+        return (len(self.target) - self.dropped["unknown"]) / max(1, len(self.target))
 
 
 def map_genes(names: Iterable[object], lookup: GeneLookup, duplicates: str = "sum") -> GeneMap:
@@ -407,7 +407,7 @@ def check_matched(genes: GeneMap, space: FeatureSpace, min_matched: float) -> No
     )
 
 
-# -- organisms --------------------------------------------------------------------------------------------------------
+# -- organisms -----------------------------------------------------------------------------------------------------
 
 
 def infer_organism(names: Iterable[object]) -> str:

@@ -16,13 +16,15 @@ from daodask.errors import FeatureSpaceError, SelectionError, StreamlineError
 from daodask.format.features import FeatureSpace
 from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, ObsmInfo, Snapshot, merge_schema
 from daodask.format.spec import DATASETS, FORMAT_VERSION, SCRATCH, Layout, dataset_path
-from daodask.sources.base import Fingerprint, SourceAddress
+from daodask.sources.base import Fingerprint
 from daodask.storage import StoreLocation
 
-__all__ = ["BuildPlan", "Space", "StudyFacts", "StudyPlan", "make_plan", "with_datasets"]
+__all__ = ["BuildPlan", "Recipe", "Space", "StudyFacts", "StudyPlan", "make_plan", "with_datasets"]
 
 #: Part of every dataset's fingerprint: raised when the same input would be streamlined to other bytes.
 _STREAMLINE_VERSION: Final = 1
+
+_TO_BUILD: Final = ("build", "replace")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,39 +68,28 @@ class Space:
 
 
 @dataclass(frozen=True, eq=False)
-class StudyPlan:
-    """What will be done to one study.
+class Recipe:
+    """Everything that a study's dataset is made from.
 
     Parameters
     ----------
-    study
-        Its spec.
-    action
-        ``"build"``, ``"replace"``, ``"unchanged"``, ``"refused"`` or ``"failed"``.
-    reason
-        Why it is refused or failed.
-    space
-        Its feature space.
+    study, space
+        Its spec and its feature space.
     facts, genes
-        What it is, and where its genes go, per matrix; absent where looking at it failed.
-    fingerprint
-        Of everything its dataset will be made from; also its token in paths, so that the same input finds its own
-        receipts again and writes the same bytes to the same place.
+        What it is, and where its genes go, per matrix.
     blocks
         Row bounds of its blocks.
-    known_report
-        What the store says of its dataset, where there is one already.
+    fingerprint
+        Of all that the dataset's bytes depend on; also its token in paths, so that the same input finds its own receipts
+        again and writes the same bytes to the same place.
     """
 
     study: StudySpec
-    action: str
-    reason: str = ""
-    space: Space | None = None
-    facts: StudyFacts | None = None
-    genes: Mapping[str, GeneMap] | None = None
-    fingerprint: str = ""
-    blocks: tuple[int, ...] = ()
-    known_report: Mapping[str, Any] = field(default_factory=dict)
+    space: Space
+    facts: StudyFacts
+    genes: Mapping[str, GeneMap]
+    blocks: tuple[int, ...]
+    fingerprint: str
 
     @property
     def dataset_path(self) -> str:
@@ -109,6 +100,31 @@ class StudyPlan:
     def scratch_path(self) -> str:
         """Where staged blocks and receipts will be, below the store's URL."""
         return self.dataset_path.replace(DATASETS, SCRATCH, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class StudyPlan:
+    """What will be done to one study.
+
+    Parameters
+    ----------
+    id
+        The study.
+    action
+        ``"build"``, ``"replace"``, ``"unchanged"``, ``"refused"`` or ``"failed"``.
+    reason
+        Why it is refused or failed.
+    recipe
+        What it will be made from; absent where looking at it failed.
+    known_report
+        What the store says of its dataset, where there is one already.
+    """
+
+    id: str
+    action: str
+    reason: str = ""
+    recipe: Recipe | None = None
+    known_report: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,15 +139,16 @@ class BuildPlan:
     snapshot: int
 
     @property
-    def todo(self) -> tuple[StudyPlan, ...]:
-        """Studies that will be built."""
-        return tuple(s for s in self.studies if s.action in ("build", "replace"))
+    def todo(self) -> tuple[Recipe, ...]:
+        """What will be built."""
+        return tuple(s.recipe for s in self.studies if s.recipe is not None and s.action in _TO_BUILD)
 
     def __repr__(self) -> str:
         header = ("study", "action", "cells", "blocks", "genes matched", "padded", "dropped")
         lines = [f"build into {self.location}, now at snapshot {self.snapshot or 'none'}"]
         lines += [
-            f"feature space {s.features.name!r}: {len(s.features):,} genes{_of(s.features.organism)}" for s in self.spaces
+            f"feature space {s.features.name!r}: {len(s.features):,} genes{_of(s.features.organism)}"
+            for s in self.spaces
         ]
         lines += [
             f"layout: blocks of {self.layout.block_rows:,} cells, {self.layout.codec}, "
@@ -139,7 +156,7 @@ class BuildPlan:
             "",
             table(header, map(_row, self.studies)),
         ]
-        lines += [f"\n{s.study.id}: {s.action}: {s.reason}" for s in self.studies if s.reason]
+        lines += [f"\n{s.id}: {s.action}: {s.reason}" for s in self.studies if s.reason]
         return "\n".join(lines)
 
 
@@ -148,11 +165,13 @@ def _of(organism: str) -> str:
 
 
 def _row(plan: StudyPlan) -> tuple[str, ...]:
-    if plan.facts is None or plan.genes is None:
-        return plan.study.id, plan.action, "", "", "", "", ""
-    genes = plan.genes[plan.study.matrix]
-    numbers = (plan.facts.n_obs, max(0, len(plan.blocks) - 1), genes.matched, genes.padded, sum(genes.dropped.values()))
-    return plan.study.id, plan.action, *(f"{n:,}" for n in numbers)
+    recipe = plan.recipe
+    if recipe is None:
+        return plan.id, plan.action, "", "", "", "", ""
+    genes = recipe.genes[recipe.study.matrix]
+    n_blocks = len(recipe.blocks) - 1
+    numbers = (recipe.facts.n_obs, n_blocks, genes.matched, genes.padded, sum(genes.dropped.values()))
+    return plan.id, plan.action, *(f"{n:,}" for n in numbers)
 
 
 def make_plan(
@@ -186,9 +205,9 @@ def _check_spaces(snapshot: Snapshot, spaces: Mapping[str, Space]) -> None:
         space = spaces.get(known.name)
         if space is not None and space.features.hash != known.hash:
             raise FeatureSpaceError(
-                f"the store's feature space {known.name!r} has other genes ({known.n_vars:,}, hash {known.hash[:8]}) than the "
-                f"build's ({len(space.features):,}, hash {space.features.hash[:8]}); give the build's another name, or use "
-                f"the reference and biotypes that the store was begun with"
+                f"the store's feature space {known.name!r} has other genes ({known.n_vars:,}, hash {known.hash[:8]}) "
+                f"than the build's ({len(space.features):,}, hash {space.features.hash[:8]}); give the build's another "
+                f"name, or use the reference and biotypes that the store was begun with"
             )
 
 
@@ -201,27 +220,18 @@ def _plan_study(
     replace_changed: bool,
 ) -> StudyPlan:
     if isinstance(facts, Exception):
-        return StudyPlan(study, *_refusal(facts))
+        return StudyPlan(study.id, *_refusal(facts))
     if space is None:  # the genes of its feature space could not be made: every study of it failed to be looked at
-        return StudyPlan(study, "failed", f"feature space {study.features!r} could not be made")
+        return StudyPlan(study.id, "failed", f"feature space {study.features!r} could not be made")
     try:
         genes = _map_genes(study, space, facts)
     except StreamlineError as error:
-        return StudyPlan(study, *_refusal(error))
+        return StudyPlan(study.id, *_refusal(error))
     fingerprint = _fingerprint(study, spec, space, facts, genes)
+    recipe = Recipe(study, space, facts, genes, spec.layout.block_bounds(facts.n_obs), fingerprint)
     action, reason = _action(study, fingerprint, snapshot, replace_changed)
     known = snapshot.dataset.get(study.id)
-    return StudyPlan(
-        study,
-        action,
-        reason,
-        space,
-        facts,
-        genes,
-        fingerprint,
-        blocks=spec.layout.block_bounds(facts.n_obs),
-        known_report=known.report if known else {},
-    )
+    return StudyPlan(study.id, action, reason, recipe, known.report if known else {})
 
 
 def _refusal(error: Exception) -> tuple[str, str]:
@@ -246,8 +256,8 @@ def _action(study: StudySpec, fingerprint: str, snapshot: Snapshot, replace_chan
     if replace_changed:
         return "replace", ""
     return "refused", (
-        f"the store already has a dataset {study.id!r}, made from another content, spec, feature space or layout; build with "
-        f"--replace (replace=True) to put this one in its place, or give it another id"
+        f"the store already has a dataset {study.id!r}, made from another content, spec, feature space or layout; "
+        f"build with --replace (replace=True) to put this one in its place, or give it another id"
     )
 
 
@@ -259,7 +269,7 @@ def _fingerprint(
         "format": FORMAT_VERSION,
         "streamline": _STREAMLINE_VERSION,
         "source": facts.fingerprint.digest,
-        "study": replace(study, source=_NO_SOURCE),
+        "study": study.without_source,
         "schema": spec.schema,
         "features": space.features.hash,
         "genes": {m: hashlib.sha256(g.target.tobytes()).hexdigest() for m, g in genes.items()},
@@ -279,20 +289,18 @@ def _canonical(value: Any) -> str:
     return repr(value)
 
 
-_NO_SOURCE: Final = SourceAddress(StoreLocation(""), "")
-
-
 def _check_schema(studies: tuple[StudyPlan, ...], snapshot: Snapshot) -> tuple[StudyPlan, ...]:
     """Refuse studies whose obs columns don't go together with the store's, or with those of the studies before them."""
     accepted: dict[str, list[DatasetInfo]] = {}
     checked = []
     for plan in studies:
-        if plan.action not in ("build", "replace") or plan.space is None or plan.facts is None:
+        recipe = plan.recipe
+        if recipe is None or plan.action not in _TO_BUILD:
             checked.append(plan)
             continue
-        key = plan.space.features.name
-        others = accepted.setdefault(key, [d for d in snapshot.of_features(key) if d.id != plan.study.id])
-        candidate = DatasetInfo(plan.study.id, "", key, plan.facts.n_obs, plan.blocks, (), columns=plan.facts.columns)
+        name = recipe.space.features.name
+        others = accepted.setdefault(name, [d for d in snapshot.of_features(name) if d.id != plan.id])
+        candidate = DatasetInfo(plan.id, "", name, recipe.facts.n_obs, recipe.blocks, (), columns=recipe.facts.columns)
         try:
             merge_schema([*others, candidate])
         except SelectionError as error:
@@ -317,9 +325,10 @@ def with_datasets(snapshot: Snapshot, spaces: Iterable[FeatureSpace], datasets: 
     for space in spaces:
         known = named.setdefault(space.name, FeatureSpaceInfo(space.name, space.hash, len(space), space.organism))
         if known.hash != space.hash:
-            raise FeatureSpaceError(f"the store meanwhile has a feature space {space.name!r} with other genes; name yours anew")
+            raise FeatureSpaceError(
+                f"the store meanwhile has a feature space {space.name!r} with other genes; name yours anew"
+            )
     merged = {**{d.id: d for d in snapshot.datasets}, **{d.id: d for d in datasets}}
     changed = replace(snapshot, datasets=tuple(merged.values()))
     with_schema = tuple(replace(s, obs=merge_schema(changed.of_features(s.name), s.obs)) for s in named.values())
     return replace(changed, features=with_schema)
-

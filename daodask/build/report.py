@@ -58,7 +58,15 @@ class StudyReport:
 
     def facts(self) -> dict[str, Any]:
         """What the snapshot keeps of the report."""
-        kept = ("n_obs", "genes_matched", "genes_summed", "genes_padded", "genes_dropped", "counts_total", "counts_kept")
+        kept = (
+            "n_obs",
+            "genes_matched",
+            "genes_summed",
+            "genes_padded",
+            "genes_dropped",
+            "counts_total",
+            "counts_kept",
+        )
         return {name: value for name, value in dataclasses.asdict(self).items() if name in kept}
 
 
@@ -119,7 +127,13 @@ _HEADER: Final = ("study", "status", "cells", "matched", "summed", "padded", "dr
 def _row(study: StudyReport) -> tuple[str, ...]:
     if not study.ok:
         return (study.id, study.status, *([""] * 6))
-    counts = (study.n_obs, study.genes_matched, study.genes_summed, study.genes_padded, sum(study.genes_dropped.values()))
+    counts = (
+        study.n_obs,
+        study.genes_matched,
+        study.genes_summed,
+        study.genes_padded,
+        sum(study.genes_dropped.values()),
+    )
     return study.id, study.status, *(f"{n:,}" for n in counts), f"{study.kept_percent:.2f} %"
 
 
@@ -127,6 +141,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Plain text columns: the first two to the left, the others to the right."""
     cells = [tuple(header), *(tuple(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-             for row in cells]
+    lines = [
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
     return "\n".join(line.rstrip() for line in [lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

@@ -8,7 +8,7 @@ import posixpath
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import yaml
@@ -99,6 +99,11 @@ class StudySpec:
     keep: tuple[str, ...] = ()
     uns: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def without_source(self) -> StudySpec:
+        """The spec alone: what a fingerprint is made of, and what tasks get beside the source."""
+        return replace(self, source=SourceAddress(StoreLocation(""), ""))
+
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
@@ -137,20 +142,20 @@ def load_spec(
     return _build_spec(_read_yaml(location), location)
 
 
-# -- YAML -------------------------------------------------------------------------------------------------------------
+# -- YAML ----------------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
     """YAML without tags, where a key given twice is a mistake and not a silent replacement."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
-            if key.value in seen:
+            if (key.tag, key.value) in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
+            seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -164,7 +169,7 @@ def _read_yaml(location: StoreLocation) -> Any:
         raise SpecError(f"{location.url}: expected YAML in UTF-8: {error}") from error
 
 
-# -- paths ------------------------------------------------------------------------------------------------------------
+# -- paths ---------------------------------------------------------------------------------------------------------
 
 
 def _expand(text: str, path: str) -> str:
@@ -197,7 +202,7 @@ def _locate(value: object, path: str, base: StoreLocation | None) -> StoreLocati
     return StoreLocation(f"{scheme}{separator}{relative}", base.options)
 
 
-# -- the whole file ---------------------------------------------------------------------------------------------------
+# -- the whole file ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +315,7 @@ def _nbytes(section: Section, key: str, default: int) -> int:
     return nbytes
 
 
-# -- the obs schema and its rules -------------------------------------------------------------------------------------
+# -- the obs schema and its rules ----------------------------------------------------------------------------------
 
 
 def _schema(top: Section) -> tuple[SchemaColumn, ...]:
@@ -379,7 +384,7 @@ def _map(section: Section) -> Mapping[Label, Label | None]:
     return {label(k, path): None if v is None else label(v, f"{path}.{k}") for k, v in value.items()}
 
 
-# -- studies ----------------------------------------------------------------------------------------------------------
+# -- studies -------------------------------------------------------------------------------------------------------
 
 
 def _study(value: object, path: str, defaults: _Defaults) -> StudySpec:

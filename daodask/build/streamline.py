@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["MappedBlock", "map_block", "streamline_obs", "summarise"]
 
 
-# -- matrices ---------------------------------------------------------------------------------------------------------
+# -- matrices ------------------------------------------------------------------------------------------------------
 
 #: Every whole number up to here is a float64.
 _LARGEST_COUNT: Final = 2**53
@@ -162,7 +162,7 @@ def _narrowed(data: AnyArray) -> AnyArray:
     return single if np.array_equal(single, data, equal_nan=True) else data
 
 
-# -- obs --------------------------------------------------------------------------------------------------------------
+# -- obs -----------------------------------------------------------------------------------------------------------
 
 
 def streamline_obs(
@@ -292,14 +292,16 @@ def _categorical(codes: npt.NDArray[Any], labels: Iterable[str]) -> pd.Series[An
 
 def _joined(columns: Sequence[pd.Series[Any]], join: str) -> pd.Series[Any]:
     """One label of several columns' per cell; missing where one of them is."""
-    codes, levels = zip(*map(_factorised, columns), strict=True)
-    rows = pd.MultiIndex.from_arrays(codes) if len(codes[0]) else pd.MultiIndex.from_arrays([[] for _ in codes])
-    which, combinations = rows.factorize()
-    labels = [
-        None if min(parts) < 0 else join.join(str(level[i]) for level, i in zip(levels, parts, strict=True))
-        for parts in combinations
-    ]
-    return _of_labels(np.asarray(which), labels)
+    codes, labels = _factorised(columns[0])
+    for column in columns[1:]:
+        more_codes, more = _factorised(column)
+        missing = (codes < 0) | (more_codes < 0)
+        pairs = codes * len(more) + more_codes
+        present = np.unique(pairs[~missing])
+        labels = [f"{labels[p // len(more)]}{join}{more[p % len(more)]}" for p in present.tolist()]
+        codes = np.where(missing, -1, np.searchsorted(present, pairs))
+    texts = [str(x) for x in labels]
+    return _merged(codes, texts, sorted(set(texts)))
 
 
 def _factorised(column: pd.Series[Any]) -> tuple[npt.NDArray[np.int64], list[Label]]:
@@ -316,12 +318,8 @@ def _plain(value: object) -> Label:
     return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
 
 
-def _of_labels(codes: npt.NDArray[Any], labels: Sequence[str | None]) -> pd.Series[Any]:
-    """A categorical of labels, of which several may be the same and ``None`` is missing, in sorted order."""
-    return _merged(codes, labels, sorted({x for x in labels if x is not None}))
-
-
 def _merged(codes: npt.NDArray[Any], labels: Sequence[str | None], categories: Sequence[str]) -> pd.Series[Any]:
+    """A categorical of coded labels, of which several may be the same and ``None`` is missing."""
     position = {c: i for i, c in enumerate(categories)}
     # The last entry is what code -1 finds.
     recoded = np.asarray([*(-1 if x is None else position[x] for x in labels), -1], dtype=np.int64)
@@ -362,7 +360,7 @@ def _kept(obs: pd.DataFrame, rules: Sequence[ObsRule], keep: Sequence[str]) -> l
     return [n for n in names if n not in RESERVED_OBS_COLUMNS]
 
 
-# -- dtypes -----------------------------------------------------------------------------------------------------------
+# -- dtypes --------------------------------------------------------------------------------------------------------
 
 
 def _stored(column: pd.Series[Any], name: str, *, check_name: bool = True) -> pd.Series[Any]:
@@ -437,7 +435,7 @@ def _unstorable(name: str, what: str) -> StreamlineError:
     )
 
 
-# -- summaries --------------------------------------------------------------------------------------------------------
+# -- summaries -----------------------------------------------------------------------------------------------------
 
 
 def summarise(obs: pd.DataFrame) -> tuple[ColumnSummary, ...]:

@@ -1,10 +1,11 @@
 """What workers do in a build: look at a study, stage a block, write a shard, write the frames.
 
-Every task takes addresses and small values, and returns a receipt. What it writes is named by the study's fingerprint, so
-that running a task again, or twice at once, writes the same bytes to the same place.
+Every task takes addresses and small values, and returns a receipt. What it writes is named by the study's fingerprint,
+so that running a task again, or twice at once, writes the same bytes to the same place.
 
-A block is first *staged*: streamlined and laid down raw below ``scratch/``. Only when all blocks of a study are staged is it
-known how many non-zeros come before each, and what the smallest exact dtype is; shards are then cut across block bounds.
+A block is first *staged*: streamlined and laid down raw below ``scratch/``. Only when all blocks of a study are staged
+is it known how many non-zeros come before each, and what the smallest exact dtype is; shards are then cut across block
+bounds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from daodask.format.codecs import Codec
 from daodask.format.groups import CSRLayout, ObsmLayout, encode_group, encode_obs_parquet
 from daodask.format.manifest import ObsmInfo
 from daodask.format.spec import VAR_MEASURED, Layout, index_dtype
-from daodask.sources import Fingerprint, Source, open_source
+from daodask.sources import Fingerprint, Source, SourceAddress, open_source
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray, Int64Array
 
@@ -48,7 +49,9 @@ __all__ = [
 _ORGANISM_COLUMNS = ("organism", "organism_ontology_term_id")
 
 
-def inspect_study(study: StudySpec, schema: tuple[SchemaColumn, ...], known: Fingerprint | None) -> StudyFacts:
+def inspect_study(
+    address: SourceAddress | Source, study: StudySpec, schema: tuple[SchemaColumn, ...], known: Fingerprint | None
+) -> StudyFacts:
     """Look at a study's metadata, and read its content only as far as its fingerprint needs it.
 
     Raises
@@ -56,7 +59,7 @@ def inspect_study(study: StudySpec, schema: tuple[SchemaColumn, ...], known: Fin
     SourceError, StreamlineError
         It can't be read, or its obs is not what the build file says.
     """
-    source = open_source(study.source)
+    source = open_source(address)
     obs = source.obs()
     matrices = [study.matrix, *study.layers.values()]
     return StudyFacts(
@@ -75,7 +78,9 @@ def _gene_names(source: Source, matrix: str, where: str) -> tuple[str, ...]:
     if where == "index":
         return tuple(map(str, var.index))
     if where not in var:
-        raise SourceError(f"genes: {where}: var has no such column; it has {', '.join(map(str, var.columns)) or 'none'}")
+        raise SourceError(
+            f"genes: {where}: var has no such column; it has {', '.join(map(str, var.columns)) or 'none'}"
+        )
     return tuple(map(str, var[where]))
 
 
@@ -101,7 +106,6 @@ class MatrixJob:
 class StudyJob:
     """Everything that the tasks of one study share; small, as it is in each of them."""
 
-    source: Any
     scratch: StoreLocation
     dataset: StoreLocation
     matrices: tuple[MatrixJob, ...]
@@ -140,16 +144,17 @@ def write_gene_map(job: StudyJob, source_matrix: str, target: AnyArray) -> None:
     job.gene_map(source_matrix).write(buffer.getvalue())
 
 
-# -- staging ------------------------------------------------------------------------------------------------------------
+# -- staging -------------------------------------------------------------------------------------------------------
 
 
-def stage_block(job: StudyJob, block: int) -> BlockReceipt:
+def stage_block(job: StudyJob, address: SourceAddress | Source, block: int) -> BlockReceipt:
     """Read, streamline and stage one block of rows of every matrix; its obsm rows go straight into the dataset."""
-    return with_receipt(job.receipt(f"block-{block:06d}"), BlockReceipt, lambda: _stage_block(job, block))
+    return with_receipt(
+        job.receipt(f"block-{block:06d}"), BlockReceipt, lambda: _stage_block(job, open_source(address), block)
+    )
 
 
-def _stage_block(job: StudyJob, block: int) -> BlockReceipt:
-    source = open_source(job.source)
+def _stage_block(job: StudyJob, source: Source, block: int) -> BlockReceipt:
     bounds = job.blocks[block], job.blocks[block + 1]
     matrices = {m.name: _stage_matrix(job, source, m, block, bounds) for m in job.matrices}
     return BlockReceipt(matrices, tuple(_write_obsm(job, source, o, block, bounds) for o in job.obsm))
@@ -165,7 +170,9 @@ def _stage_matrix(
     job.staged(block, matrix.name, "indices").write(csr.indices.astype(index_dtype(job.n_vars)).tobytes())
     job.staged(block, matrix.name, "lengths").write(np.diff(csr.indptr).astype(np.int64).tobytes())
     integral = csr.dtype.kind == "u" or bool(np.all((csr.data >= 0) & (csr.data == np.floor(csr.data))))
-    return MatrixReceipt(csr.nnz, csr.dtype.name, integral, float(mapped.largest), float(mapped.total), float(mapped.kept))
+    return MatrixReceipt(
+        csr.nnz, csr.dtype.name, integral, float(mapped.largest), float(mapped.total), float(mapped.kept)
+    )
 
 
 def _write_obsm(job: StudyJob, source: Source, array: ObsmInfo, block: int, bounds: tuple[int, int]) -> FileReceipt:
@@ -179,7 +186,7 @@ def _obsm_chunk_rows(job: StudyJob) -> int:
     return min(job.layout.block_rows, max(1, job.n_obs))
 
 
-# -- shards -------------------------------------------------------------------------------------------------------------
+# -- shards --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +233,7 @@ def _read_staged(location: StoreLocation, dtype: np.dtype[Any], piece: Piece) ->
     return np.frombuffer(data, dtype=dtype)
 
 
-# -- frames -------------------------------------------------------------------------------------------------------------
+# -- frames --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,13 +248,12 @@ class Frames:
     matrices: tuple[CSRLayout, ...]
 
 
-def write_frames(job: StudyJob, frames: Frames) -> FilesReceipt:
+def write_frames(job: StudyJob, address: SourceAddress | Source, frames: Frames) -> FilesReceipt:
     """Write obs, var, uns, indptr and all metadata, and obs again as parquet."""
-    return with_receipt(job.receipt("frames"), FilesReceipt, lambda: _write_frames(job, frames))
+    return with_receipt(job.receipt("frames"), FilesReceipt, lambda: _write_frames(job, open_source(address), frames))
 
 
-def _write_frames(job: StudyJob, frames: Frames) -> FilesReceipt:
-    source = open_source(job.source)
+def _write_frames(job: StudyJob, source: Source, frames: Frames) -> FilesReceipt:
     study = frames.study
     obs = streamline_obs(source.obs(), study.obs, frames.schema, study.keep, study.id)
     rows = _obsm_chunk_rows(job)

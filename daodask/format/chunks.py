@@ -1,7 +1,7 @@
 """Sharded zarr v3 arrays as bytes: a shard is encoded whole, in memory, and written with one request.
 
-zarr-python writes a shard too, but through its pipeline of single chunks; a whole object made here is one PUT, its digest
-is known without reading it back, and it is the same to the byte on every runner.
+zarr-python writes a shard too, but through its pipeline of single chunks; a whole object made here is one PUT, its
+digest is known without reading it back, and it is the same to the byte on every runner.
 """
 
 from __future__ import annotations

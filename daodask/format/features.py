@@ -45,7 +45,7 @@ class FeatureSpace:
 
     @cached_property
     def hash(self) -> str:
-        """First 32 hex digits of the SHA-256 over ids and columns, in order, each value as length-prefixed UTF-8 text."""
+        """First 32 hex digits of the SHA-256 over ids and columns, each value as length-prefixed UTF-8 text."""
         digest = hashlib.sha256()
         for title, values in [(GENE_ID, self.var.index), *((str(c), self.var[c]) for c in self.var.columns)]:
             for text in (title, *map(str, values)):

@@ -1,7 +1,7 @@
 """A dataset's AnnData zarr group as files in memory: everything but the shards, in the order of their paths.
 
-Making the small files here and writing them with one call each keeps every file system alike, gives digests for free and
-makes them the same to the byte wherever a build runs.
+Making the small files here and writing them with one call each keeps every file system alike, gives digests for free
+and makes them the same to the byte wherever a build runs.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -220,8 +220,8 @@ class Snapshot:
 def merge_schema(datasets: Iterable[DatasetInfo], previous: tuple[ObsColumn, ...] = ()) -> tuple[ObsColumn, ...]:
     """The obs schema of a feature space, of its datasets' columns.
 
-    Categories are the union in order of first appearance, and those of ``previous`` come first: codes never change their
-    meaning from one snapshot to the next.
+    Categories are the union in order of first appearance, and those of ``previous`` come first: codes never change
+    their meaning from one snapshot to the next.
 
     Raises
     ------
@@ -247,8 +247,8 @@ def _merge_column(
         merged = merge_dtypes(dtype, summary.dtype)
         if merged is None or len({_label_kind(first), _label_kind(summary)} - {""}) > 1:
             raise SelectionError(
-                f"obs column {name!r} is {_describe(first)} in {first_id!r} but {_describe(summary)} in {dataset_id!r}; "
-                f"map one of them to the other's kind or to another name"
+                f"obs column {name!r} is {_describe(first)} in {first_id!r} but {_describe(summary)} in "
+                f"{dataset_id!r}; map one of them to the other's kind or to another name"
             )
         dtype = merged
     nullable = absent_somewhere or any(s.n_missing for _, s in summaries)
@@ -286,10 +286,10 @@ def _describe(summary: ColumnSummary) -> str:
     return f"category of {_label_kind(summary)}" if summary.dtype == "category" else summary.dtype
 
 
-# -- JSON -> dataclasses ------------------------------------------------------------------------------------------------
+# -- JSON -> dataclasses -------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _field_types(cls: type) -> Mapping[str, Any]:
     return typing.get_type_hints(cls)
 

@@ -117,7 +117,7 @@ def index_dtype(n_vars: int) -> np.dtype[np.unsignedinteger]:
 
 
 def exact_integer_dtype(largest: int) -> np.dtype[np.unsignedinteger]:
-    """Smallest unsigned dtype that holds counts up to ``largest``; never uint8, which overflows silently when multiplied."""
+    """Smallest unsigned dtype for counts up to ``largest``; never uint8, which overflows silently when multiplied."""
     for dtype in (np.uint16, np.uint32, np.uint64):
         if largest <= np.iinfo(dtype).max:
             return np.dtype(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -77,10 +78,16 @@ def open_source(address: SourceAddress | Source) -> Source:
         return address
     if address.format not in FORMATS:
         raise SourceError(f"expected a known format, got {address.format!r} ({suggest(address.format, FORMATS)})")
-    return _open(address, stamp_location(address.location))
+    stamp = stamp_location(address.location)
+    with _opening:
+        return _open(address, stamp)
 
 
-@functools.lru_cache(maxsize=8)
+# Few, as some formats keep a whole matrix. The lock keeps threads from opening, and then parsing, the same study twice.
+_opening = threading.Lock()
+
+
+@functools.lru_cache(maxsize=4)
 def _open(address: SourceAddress, _stamp: str) -> Source:
     """The stamp is there as a part of the cache's key."""
     return FORMATS[address.format](address.location)

@@ -96,9 +96,10 @@ class H5adSource:
     def uns(self) -> Mapping[str, Label]:
         """Those entries of ``uns`` that are one string, number or boolean."""
         group = self._file.get("uns", {})
+        # Where obs is a record array, its categories are here; a list of one looks like a fact.
+        not_facts = "_categories" if isinstance(self._file["obs"], h5py.Dataset) else ()
         with reading(self.location, "/uns"), _old_encodings():
-            # A legacy file's categories of a single value look like a fact, but belong to a column.
-            found = {k: read_elem(v) for k, v in group.items() if _holds_one(v) and not k.endswith("_categories")}
+            found = {k: read_elem(v) for k, v in group.items() if _holds_one(v) and not k.endswith(not_facts)}
         return plain_facts(found)
 
     @property
@@ -211,7 +212,7 @@ def _frame_length(node: _Node) -> int:
     """Rows of an encoded data frame, without reading it."""
     while isinstance(node, h5py.Group):
         # A frame leads to its index: an array, or a group where it is encoded as a nullable or categorical one.
-        index = str(node.attrs.get("_index", "_index"))
+        index = _text(node.attrs.get("_index", "_index"))
         node = node[next((name for name in (index, "values", "codes") if name in node), index)]
     return int(node.shape[0])
 
@@ -220,7 +221,12 @@ def _sparse_encoding(group: h5py.Group) -> tuple[str, tuple[int, ...]]:
     """Kind (``csr``, ``csc`` or another encoding's name) and shape, in today's words or those before 0.7."""
     kind = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", ""))
     shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape", ()))
-    return str(kind).removesuffix("_matrix"), tuple(int(n) for n in shape)
+    return _text(kind).removesuffix("_matrix"), tuple(int(n) for n in shape)
+
+
+def _text(attribute: str | bytes) -> str:
+    """An attribute as a string; writers in other languages leave fixed-length ones, which come as bytes."""
+    return attribute.decode() if isinstance(attribute, bytes) else str(attribute)
 
 
 def _is_dense(node: _Node) -> bool:

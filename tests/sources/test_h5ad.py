@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,57 @@ def test_a_remote_file(path: Path) -> None:
 def test_a_pickled_source_opens_its_file_again(path: Path) -> None:
     copy = pickle.loads(pickle.dumps(opened(path)))  # noqa: S301
     assert copy.read_matrix("X", 0, 1).toarray().tolist() == [[0, 2, 0]]
+
+
+def test_threads_share_a_source(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["layers"].move("counts", "dense")
+        anndata.io.write_elem(file["layers"], "csc", sp.csc_matrix(COUNTS * 10))
+    source = opened(path)
+    with ThreadPoolExecutor(4) as pool:
+        blocks = list(
+            pool.map(lambda i: source.read_matrix(["X", "layers/dense", "layers/csc"][i % 3], 0, 4), range(60))
+        )
+        frames = list(pool.map(lambda _: source.obs(), range(20)))
+    for i, block in enumerate(blocks):
+        np.testing.assert_array_equal(block.toarray(), COUNTS * (1 if i % 3 == 0 else 10))
+    assert all(frame.equals(frames[0]) for frame in frames)
+
+
+def record_file(path: Path) -> None:
+    """A file as anndata 0.5 wrote it: record arrays, fixed-length strings, categories in uns."""
+    with h5py.File(path, "w") as file:
+        file["X"] = COUNTS
+        file["obs"] = np.array(
+            [(b"a", 0, 2.5), (b"b", -1, 0.5), (b"c", 1, 1.5), (b"d", 0, 0.0)],
+            dtype=[("index", "S4"), ("louvain", "i1"), ("depth", "f4")],
+        )
+        file["var"] = np.array([(b"g1", 0), (b"g2", 0), (b"g3", 0)], dtype=[("index", "S2"), ("chromosome", "i1")])
+        file["raw.var"] = np.array([(b"g1",), (b"g2",)], dtype=[("index", "S2")])
+        group = file.create_group("raw.X")
+        group.attrs["h5sparse_format"] = np.bytes_(b"csr")
+        group.attrs["h5sparse_shape"] = [4, 2]
+        group["data"], group["indices"], group["indptr"] = [2, 1], [1, 0], [0, 1, 1, 2, 2]
+        file["uns/louvain_categories"] = np.array([b"T", b"B"])
+        file["uns/chromosome_categories"] = np.array([b"1"])
+        file["uns/title"] = np.array([b"old"])
+        file["obsm"] = np.zeros(4, dtype=[("X_pca", "f4", (2,)), ("X_one", "f8"), ("name", "S1")])
+
+
+def test_record_arrays_of_old_versions(tmp_path: Path) -> None:
+    record_file(tmp_path / "old.h5ad")
+    source = opened(tmp_path / "old.h5ad")
+    assert source.matrix_names == ("X", "raw")
+    assert source.obs().index.tolist() == ["a", "b", "c", "d"]
+    assert source.obs()["louvain"].cat.categories.tolist() == ["T", "B"]
+    assert source.obs()["louvain"].cat.codes.tolist() == [0, -1, 1, 0]
+    assert source.obs()["depth"].tolist() == [2.5, 0.5, 1.5, 0.0]
+    assert source.var("X")["chromosome"].tolist() == ["1", "1", "1"]
+    assert source.var("raw").index.tolist() == ["g1", "g2"]
+    assert source.uns() == {"title": "old"}
+    assert source.obsm_names == ("X_pca", "X_one")
+    assert [source.read_obsm(name, 1, 4).shape for name in source.obsm_names] == [(3, 2), (3, 1)]
+    assert source.read_matrix("raw", 0, 3).toarray().tolist() == [[0, 2], [0, 0], [1, 0]]
 
 
 def test_arrays_per_cell_that_are_no_dense_numbers_are_left_out(tmp_path: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["DaskRunner", "Outcome", "Runner", "SerialRunner", "Task", "ThreadRunner"]
+__all__ = ["DaskRunner", "Outcome", "Runner", "SerialRunner", "Task", "ThreadRunner", "open_runner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class ThreadRunner:
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="daodask")
 
-    def __enter__(self) -> ThreadRunner:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -128,8 +129,8 @@ class DaskRunner:
     def submit(self, tag: object, task: Task) -> None:
         """Take a task on."""
         self._count += 1
-        # A key of its own each time: a task of an earlier build with the same arguments must run again, as what it wrote
-        # may be gone.
+        # A key of its own each time: a task of an earlier build with the same arguments must run again, as what it
+        # wrote may be gone.
         key = f"{task.name}-{id(self):x}-{self._count}"
         future = self._client.submit(task.function, *task.arguments, key=key, pure=False)
         self._tags[key] = tag
@@ -149,3 +150,15 @@ class DaskRunner:
     def share(self, value: Any) -> Any:
         """A future of the value on the cluster."""
         return self._client.scatter(value, hash=False)
+
+
+@contextlib.contextmanager
+def open_runner(client: Client | None, threads: int = 1) -> Iterator[Runner]:
+    """The runner for these arguments: a cluster's where there is a client, else threads where there are several."""
+    if client is not None:
+        yield DaskRunner(client)
+    elif threads > 1:
+        with ThreadRunner(threads) as runner:
+            yield runner
+    else:
+        yield SerialRunner()
