@@ -100,7 +100,7 @@ class _View:
     @property
     def snapshot(self) -> list[str]:
         snapshot = self.store.snapshot
-        return _said(f"{snapshot.number}", human_date(snapshot.created), one_line(snapshot.written_by))
+        return _said(str(snapshot.number), one_line(human_date(snapshot.created)), one_line(snapshot.written_by))
 
     @property
     def features(self) -> list[str]:
@@ -113,7 +113,9 @@ class _View:
         kinds = Counter(m.kind for m in matrices)
         listed = kinds if len(kinds) == 1 else [f"{kind} in {plural(n, 'dataset')}" for kind, n in kinds.items()]
         n_obs, nnz = sum(i.n_obs for i in self.selected), sum(m.nnz for m in matrices)
-        density = f"{human_count(round(nnz / n_obs))} non-zeros a cell" if n_obs else ""
+        # How many of them some genes have is not known without reading.
+        known = n_obs and self.store.selection.genes is None
+        density = f"{human_count(round(nnz / n_obs))} non-zeros a cell" if known else ""
         return _said(one_line(", ".join(listed)), f"handed out as {self.store.served_dtype('X')}", density)
 
     @property
@@ -198,7 +200,7 @@ def store_text(store: Store) -> str:
 
 def _view_text(view: _View) -> str:
     store = view.store
-    datasets = f"{view.n_datasets}: {list_some(_dataset_texts(view), _TEXT_DATASETS)}" if view.listed else "0"
+    listed = list_some(_dataset_texts(view), _TEXT_DATASETS)
     columns = _column_lines(view, _TEXT_COLUMNS)
     more = len(store.obs_schema) - _TEXT_COLUMNS
     return "\n".join(
@@ -208,7 +210,7 @@ def _view_text(view: _View) -> str:
             _line("snapshot", ", ".join(view.snapshot)),
             _line("features", ", ".join(view.features)),
             _line("stored", view.stored),
-            _line("datasets", datasets),
+            _line("datasets", f"{view.n_datasets}: {listed}" if listed else view.n_datasets),
             _line("X", ", ".join(view.X)),
             *(_line(name, ", ".join(said)) for name, said in (("layers", view.layers), ("obsm", view.obsm)) if said),
             _line("obs", f"{plural(len(store.obs_schema), 'column')}, and dataset, {OBS_NAMES}"),
@@ -246,11 +248,11 @@ def column_summary_lines(store: Store, most: int | None = None) -> list[str]:
 def _column_lines(view: _View, most: int | None) -> list[str]:
     columns = view.store.obs_schema[:most]
     names = [shorten(c.name, _NAME_WIDTH) for c in columns]
-    name_width = max(map(len, names), default=0)
-    dtype_width = max((len(c.dtype) for c in columns), default=0)
+    dtypes = [one_line(c.dtype) for c in columns]
+    name_width, dtype_width = (max(map(len, texts), default=0) for texts in (names, dtypes))
     return [
-        f"{name:<{name_width}}  {column.dtype:<{dtype_width}}  {_column_summary(view, column)}".rstrip()
-        for name, column in zip(names, columns, strict=True)
+        f"{name:<{name_width}}  {dtype:<{dtype_width}}  {_column_summary(view, column)}".rstrip()
+        for name, dtype, column in zip(names, dtypes, columns, strict=True)
     ]
 
 
@@ -400,7 +402,7 @@ def _column_html(
 ) -> str:
     head = (
         f'<span class="ds-name" title="{_text(name)}">{_text(name)}</span><span class="ds-dtype">{_text(dtype)}</span>'
-        f'<span class="ds-summary">{_text(summary)}</span>'
+        f'<span class="ds-summary" title="{_text(summary)}">{_text(summary)}</span>'
     )
     frequent = [(one_line(value), n) for value, n in counts.most_common(_BAR_VALUES) if n]
     if not frequent:
@@ -549,6 +551,7 @@ _CSS = (
 .daodask-store summary{cursor:pointer;list-style:none}
 .daodask-store summary::-webkit-details-marker{display:none}
 .daodask-store .ds-section>summary{font-weight:600}
+.daodask-store .ds-values>summary{font-weight:400}
 .daodask-store .ds-section>summary::before,
 .daodask-store .ds-values>summary::before{content:"▸";display:inline-block;width:14px;font-weight:400;
  color:var(--ds-dim)}
@@ -558,12 +561,13 @@ _CSS = (
 .daodask-store .ds-body{max-height:460px;overflow:auto;margin:4px 0}
 .daodask-store .ds-note{color:var(--ds-dim);padding:2px 0 4px 24px}
 .daodask-store .ds-note code{background:none;color:var(--ds-link);padding:0;font-size:12px}
-.daodask-store .ds-body .ds-table{border-collapse:collapse;width:100%;margin:0;border:0;color:inherit;font-size:13px}
+.daodask-store .ds-body .ds-table{border-collapse:collapse;table-layout:auto;width:100%;margin:0;border:0;
+ color:inherit;font-size:13px}
 .daodask-store .ds-body .ds-table tr:nth-child(n){background:none}
 .daodask-store .ds-body .ds-table tbody tr:nth-child(n):hover{background:var(--ds-hover)}
 .daodask-store .ds-body .ds-table th,
 .daodask-store .ds-body .ds-table td{padding:1px 14px 1px 0;border:0;text-align:left;vertical-align:middle;
- white-space:nowrap}
+ white-space:nowrap;line-height:inherit}
 .daodask-store .ds-body .ds-table th{font-weight:400;color:var(--ds-dim)}
 .daodask-store .ds-body .ds-table tr>:first-child{padding-left:24px}
 .daodask-store .ds-body .ds-table tr>.ds-number{text-align:right}

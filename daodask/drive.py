@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
-from daodask.runners import Runner, Task
 from daodask.errors import DaodaskError
+from daodask.runners import Runner, Task
 
 __all__ = ["Progress", "Steps", "drive"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -245,17 +246,30 @@ def parse_query(text: str) -> Predicate:
     source, names = _unquote(text)
     try:
         tree = ast.parse(source.strip(), mode="eval")
-    except (SyntaxError, ValueError) as error:
-        raise SelectionError(f"query {text!r} can't be parsed: {error.args[0]}; expected {_GRAMMAR}") from error
-    return _Parser(text, names).parse(tree.body)
+        return _Parser(text, names).parse(tree.body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, SelectionError):
+            raise
+        reason = error.args[0] if error.args else "it is nested too deeply"
+        raise SelectionError(f"query {text!r:.200} can't be parsed: {reason}; expected {_GRAMMAR}") from error
+
+
+#: A text literal, which may hold a backtick, or a name in backticks.
+_QUOTED: Final = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`([^`]*)`""")
 
 
 def _unquote(text: str) -> tuple[str, dict[str, str]]:
-    pieces = text.split("`")
-    if len(pieces) % 2 == 0:
-        raise SelectionError(f"query {text!r}: a backtick is not closed")
-    names = {f"_quoted_{i}_": piece for i, piece in enumerate(pieces) if i % 2}
-    return "".join(f"_quoted_{i}_" if i % 2 else piece for i, piece in enumerate(pieces)), names
+    """The text with an identifier in place of each name in backticks, and these names by identifier."""
+    names: dict[str, str] = {}
+
+    def replace(match: re.Match[str]) -> str:
+        if match[2] is None:
+            return match[0]
+        identifier = f"_quoted_{len(names)}_"
+        names[identifier] = match[2]
+        return identifier
+
+    return _QUOTED.sub(replace, text), names
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +300,7 @@ class _Parser:
         if relation in ("in", "not in"):
             found = is_in(self._column(left), self._values(right))
             return found if relation == "in" else Not(found)
-        if not isinstance(left, ast.Name):
+        if isinstance(right, ast.Name) and not isinstance(left, ast.Name):
             left, right = right, left
             relation = _MIRRORED.get(relation, relation)
         column, value = self._column(left), self._value(right)
@@ -306,7 +320,7 @@ class _Parser:
     def _value(self, node: ast.expr) -> object:
         try:
             value = ast.literal_eval(node)
-        except ValueError:
+        except (ValueError, TypeError):
             raise self._error(node) from None
         if not isinstance(value, str | int | float | bool):
             raise self._error(node)

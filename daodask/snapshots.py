@@ -14,7 +14,7 @@ from daodask.storage import StoreLocation
 
 __all__ = ["commit_snapshot", "latest_snapshot", "read_snapshot", "snapshot_numbers"]
 
-_NAME = re.compile(r"(\d{8,})\.json")
+_NAME = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})\.json")
 
 #: Builders that commit at the same instant each need a try per other builder; more is a sign of something else.
 _MOST_TRIES = 100

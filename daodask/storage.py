@@ -10,12 +10,14 @@ import contextlib
 import os
 import posixpath
 import secrets
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from daodask.errors import StoreNotFoundError
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 __all__ = ["StoreLocation"]
+
+#: fsspec's memory file system looks whether a file is there and then writes it: another thread may come between.
+_MEMORY = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ class StoreLocation:
         """
         try:
             data: bytes = self.fs.cat_file(self.path)
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise StoreNotFoundError(f"expected a file at {self.url}, found none") from error
         return data
 
@@ -128,7 +133,8 @@ class StoreLocation:
         if isinstance(fs, LocalFileSystem):
             return _create_local(path, data)
         try:
-            fs.pipe_file(path, data, mode="create")
+            with _MEMORY if isinstance(fs, MemoryFileSystem) else contextlib.nullcontext():
+                fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
         except OSError:
@@ -143,7 +149,7 @@ class StoreLocation:
         fs, path = self._resolve()
         try:
             entries = fs.ls(path, detail=False, refresh=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ()
         return tuple(sorted(posixpath.basename(str(e).rstrip("/")) for e in entries))
 

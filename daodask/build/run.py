@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from daodask.drive import Progress, Steps, drive
 from daodask.build.genes import GeneLookup, feature_space, read_reference, read_synonyms
 from daodask.build.plan import BuildPlan, Recipe, Space, StudyFacts, StudyPlan, make_plan, with_datasets
 from daodask.build.report import BuildReport, StudyReport
-from daodask.runners import Runner, Task, open_runner
 from daodask.build.spec import BuildSpec, FeatureSpec, StudySpec, load_spec
 from daodask.build.steps import build_study
 from daodask.build.tasks import inspect_study
+from daodask.drive import Progress, Steps, drive
 from daodask.errors import DaodaskError, StreamlineError
 from daodask.format.manifest import DatasetInfo, Snapshot
 from daodask.format.spec import feature_path
+from daodask.runners import Runner, Task, open_runner
 from daodask.snapshots import commit_snapshot, latest_snapshot
 from daodask.sources import Fingerprint, SourceAddress
 from daodask.storage import StoreLocation

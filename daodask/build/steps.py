@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from daodask.drive import Steps
 from daodask.build.plan import BuildPlan, Recipe
 from daodask.build.receipts import BlockReceipt, FileReceipt, FilesReceipt
 from daodask.build.report import StudyReport
-from daodask.runners import Runner, Task
 from daodask.build.spec import StudySpec
 from daodask.build.tasks import (
     Frames,
@@ -26,10 +24,12 @@ from daodask.build.tasks import (
     write_gene_map,
     write_shard,
 )
+from daodask.drive import Steps
 from daodask.format.chunks import shard_bounds
 from daodask.format.groups import CSRLayout
 from daodask.format.manifest import DatasetInfo, MatrixInfo
 from daodask.format.spec import CHECKSUMS, exact_integer_dtype, index_dtype
+from daodask.runners import Runner, Task
 from daodask.sources import Fingerprint, SourceAddress
 from daodask.types import Int64Array
 

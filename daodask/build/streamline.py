@@ -83,7 +83,9 @@ def map_block(block: CSR, target: npt.NDArray[np.int32], n_vars: int, kind: str)
     present = values != 0
     placed = np.flatnonzero(present & (columns >= 0))
     indptr = np.searchsorted(placed, block.indptr)
-    matrix = _canonical(sp.csr_matrix((checked[placed], columns[placed], indptr), shape=(block.shape[0], n_vars)))
+    matrix = sp.csr_matrix((checked[placed], columns[placed], indptr), shape=(block.shape[0], n_vars))
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
     matrix.data = _narrowed(matrix.data)
     return MappedBlock(
         matrix=matrix,
@@ -138,16 +140,6 @@ def _refused(block: CSR, values: AnyArray, kind: str) -> StreamlineError:
     if integral[first]:
         return StreamlineError(f"expected counts up to {_LARGEST_COUNT}, got {where}")
     return StreamlineError(f"expected counts (integral, non-negative, finite), got {where}; {_NOT_COUNTS}")
-
-
-def _canonical(matrix: CSR) -> CSR:
-    """Sorted indices, duplicates summed, zeros that a sum left removed."""
-    if not matrix.has_sorted_indices:
-        # There and back is two passes of counting sort, quicker than sorting each row.
-        matrix = matrix.tocsc().tocsr()
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    return matrix
 
 
 def _narrowed(data: AnyArray) -> AnyArray:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import google_crc32c
 import numpy as np
 
 from daodask.errors import SpecError, suggest
 from daodask.types import AnyArray
 
-__all__ = ["CODECS", "Codec"]
+__all__ = ["CHECKSUM_BYTES", "CODECS", "Codec", "with_checksum"]
+
+CHECKSUM_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A Blosc compressor, or none where ``cname`` is empty."""
+    """A Blosc compressor, or none where ``cname`` is empty; then a crc32c, so that no flipped bit is read as data."""
 
     cname: str
     clevel: int
@@ -36,20 +39,25 @@ class Codec:
 
     def zarr_compressors(self) -> Any:
         """What ``zarr.create_array(compressors=…)`` takes."""
-        from zarr.codecs import BloscCodec
+        from zarr.codecs import BloscCodec, Crc32cCodec
 
         if not self.cname:
-            return None
-        return BloscCodec(cname=self.cname, clevel=self.clevel, shuffle="shuffle")  # type: ignore[arg-type]
+            return (Crc32cCodec(),)
+        return BloscCodec(cname=self.cname, clevel=self.clevel, shuffle="shuffle"), Crc32cCodec()  # type: ignore[arg-type]
 
     def encode(self, chunk: AnyArray) -> bytes:
         """Compress one chunk; the same bytes on every machine and with any number of threads."""
         little = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
         if not self.cname:
-            return little.tobytes()
+            return with_checksum(little.tobytes())
         from numcodecs import blosc
 
-        return bytes(blosc.compress(little, self.cname.encode(), self.clevel, blosc.SHUFFLE, 0))
+        return with_checksum(blosc.compress(little, self.cname.encode(), self.clevel, blosc.SHUFFLE, 0))
+
+
+def with_checksum(data: bytes) -> bytes:
+    """The bytes followed by their crc32c, little-endian."""
+    return data + google_crc32c.value(data).to_bytes(CHECKSUM_BYTES, "little")
 
 
 CODECS: Final = {"lz4": Codec("lz4", 5), "zstd": Codec("zstd", 5), "none": Codec("", 0)}

@@ -39,14 +39,19 @@ class FeatureSpace:
         repeated = self.var.index[self.var.index.duplicated()]
         if len(repeated):
             raise FormatError(f"feature space {self.name!r}: expected unique gene ids, got {repeated[0]!r} twice")
+        lacking = self.var.columns[self.var.isna().any()]
+        if len(lacking):
+            raise FormatError(
+                f"feature space {self.name!r}: expected every gene to have a {lacking[0]!r}, got some without"
+            )
 
     def __len__(self) -> int:
         return len(self.var)
 
     @cached_property
     def hash(self) -> str:
-        """First 32 hex digits of the SHA-256 over ids and columns, each value as length-prefixed UTF-8 text."""
-        digest = hashlib.sha256()
+        """First 32 hex digits of the SHA-256 over number of genes, ids and columns; ``SPEC.md`` has each byte."""
+        digest = hashlib.sha256(len(self.var).to_bytes(8, "little"))
         for title, values in [(GENE_ID, self.var.index), *((str(c), self.var[c]) for c in self.var.columns)]:
             for text in (title, *map(str, values)):
                 encoded = text.encode()

@@ -7,7 +7,7 @@ and makes them the same to the byte wherever a build runs.
 from __future__ import annotations
 
 import io
-import warnings
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,8 @@ class ObsmLayout:
     chunk_rows: int
 
 
+_METADATA = "zarr.json"
+
 #: Elements of an indptr chunk: half a megabyte before compression, four blocks of rows.
 _INDPTR_CHUNK = 65_536
 
@@ -73,29 +75,33 @@ def encode_group(
     The root carries consolidated metadata, so that opening the dataset is one request and the parquet file beside the
     group's members is never taken for one.
     """
-    import anndata
     import zarr
+    from anndata.io import write_elem
     from zarr.storage import MemoryStore
 
-    files: dict[str, Any] = {}
-    store = MemoryStore(files)
-    # What is written must not depend on what the user set for other files.
-    with warnings.catch_warnings(), anndata.settings.override(auto_shard_zarr_v3=False):
-        # zarr says of every consolidated v3 group that consolidation is not in the specification yet.
-        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-        root = zarr.open_group(store, mode="w", zarr_format=3)
-        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        anndata.io.write_elem(root, "obs", obs)
-        anndata.io.write_elem(root, "var", var)
-        anndata.io.write_elem(root, "uns", dict(uns))
-        for name in ("layers", "obsm"):
-            root.create_group(name, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
-        for matrix in matrices:
-            _create_csr(root, matrix, indptr[matrix.name], codec)
-        for array in obsm:
-            _create_obsm(root, array, codec)
-        zarr.consolidate_metadata(store, zarr_format=3)
-    return {path: files[path].to_bytes() for path in sorted(files)}
+    buffers: dict[str, Any] = {}
+    root = zarr.open_group(MemoryStore(buffers), mode="w", zarr_format=3)
+    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    for name, element in (("obs", obs), ("var", var), ("uns", dict(uns))):
+        # Said here, not by anndata's settings: what is written must not depend on what the user set for other files,
+        # and settings belong to the whole process, in which another thread may be writing too.
+        write_elem(root, name, element, dataset_kwargs={"shards": None})
+    for name in ("layers", "obsm"):
+        root.create_group(name, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+    for matrix in matrices:
+        _create_csr(root, matrix, indptr[matrix.name], codec)
+    for array in obsm:
+        _create_obsm(root, array, codec)
+    files = {path: buffers[path].to_bytes() for path in sorted(buffers)}
+    return {**files, _METADATA: _consolidated(files)}
+
+
+def _consolidated(files: Mapping[str, bytes]) -> bytes:
+    """The root's metadata with that of all its members in it, as zarr-python consolidates it."""
+    suffix = f"/{_METADATA}"
+    members = {path.removesuffix(suffix): json.loads(files[path]) for path in files if path.endswith(suffix)}
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
+    return json.dumps({**json.loads(files[_METADATA]), "consolidated_metadata": consolidated}, indent=2).encode()
 
 
 def _create_csr(root: Any, matrix: CSRLayout, indptr: Any, codec: Codec) -> None:

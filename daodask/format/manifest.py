@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
@@ -27,8 +27,6 @@ __all__ = [
     "Snapshot",
     "merge_schema",
 ]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,8 @@ class Snapshot:
         return tuple(d for d in self.datasets if d.features == name)
 
     def to_json(self) -> bytes:
-        """The bytes of the snapshot file: UTF-8 JSON with sorted keys."""
-        value = dataclasses.asdict(self)
+        """The bytes of the snapshot file: UTF-8 JSON with sorted keys, and ``null`` for numbers that JSON lacks."""
+        value = _finite(dataclasses.asdict(self))
         return json.dumps(value, allow_nan=False, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
@@ -203,8 +201,8 @@ class Snapshot:
         """
         try:
             value = json.loads(data)
-            version = int(value["format"])
-        except (ValueError, KeyError, TypeError) as error:
+            version = _parse(int, value["format"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"{where}: expected a daodask snapshot (JSON with a number under 'format')") from error
         if version > FORMAT_VERSION:
             raise FormatVersionError(
@@ -243,13 +241,17 @@ def _merge_column(
 ) -> ObsColumn:
     first_id, first = summaries[0]
     dtype = first.dtype
-    for dataset_id, summary in summaries[1:]:
+    for dataset_id, summary in summaries:
         merged = merge_dtypes(dtype, summary.dtype)
-        if merged is None or len({_label_kind(first), _label_kind(summary)} - {""}) > 1:
+        if merged is None or (_label_kind(first) and _label_kind(summary) not in ("", _label_kind(first))):
             raise SelectionError(
                 f"obs column {name!r} is {_describe(first)} in {first_id!r} but {_describe(summary)} in "
                 f"{dataset_id!r}; map one of them to the other's kind or to another name"
             )
+        if any(isinstance(label, float) and not math.isfinite(label) for label in summary.categories):
+            raise SelectionError(f"obs column {name!r} has an infinite label in {dataset_id!r}; map it to a finite one")
+        if not _label_kind(first):
+            first_id, first = dataset_id, summary
         dtype = merged
     nullable = absent_somewhere or any(s.n_missing for _, s in summaries)
     if dtype != "category":
@@ -300,14 +302,44 @@ def _parse(kind: Any, value: Any) -> Any:
         hints = _field_types(kind)
         names = [f.name for f in dataclasses.fields(kind)]
         return kind(**{n: _parse(hints[n], value[n]) for n in names if n in value})
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        inner = typing.get_args(kind)[0]
-        if not dataclasses.is_dataclass(inner):
-            return tuple(value)
-        return tuple(_parse(inner, v) for v in value)
-    if origin in (typing.Union, types.UnionType) or kind is Any or origin is not None:
-        return value
-    if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
-        raise TypeError(f"expected {kind.__name__}, got {value!r:.80}")
+    if typing.get_origin(kind) is tuple:
+        return _parse_list(typing.get_args(kind)[0], value)
+    if kind is float and value is None:
+        return math.nan
+    expected = _JSON_TYPES.get(kind, (dict,))
+    if type(value) not in expected:
+        raise TypeError(f"expected {' or '.join(t.__name__ for t in expected)}, got {value!r:.80}")
+    return value
+
+
+def _parse_list(inner: Any, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"expected list, got {values!r:.80}")
+    if dataclasses.is_dataclass(inner):
+        return tuple(_parse(inner, v) for v in values)
+    # Lists of labels and counts are long: one look at the few types that are there.
+    if not set(map(type, values)) <= set(_JSON_TYPES[inner]):
+        raise TypeError(f"expected a list of {inner}, got {values!r:.80}")
+    return tuple(values)
+
+
+#: Types that JSON values of a field may have; a field that is not listed is an object.
+_JSON_TYPES: Final[Mapping[Any, tuple[type, ...]]] = {
+    str: (str,),
+    int: (int,),
+    bool: (bool,),
+    float: (float, int),
+    Label: (str, int, float, bool),
+    int | float | None: (int, float, type(None)),
+}
+
+
+def _finite(value: Any) -> Any:
+    """The value with ``None`` in place of NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
     return value
