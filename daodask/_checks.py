@@ -1,11 +1,14 @@
 """What workers do to validate a store: each check looks at one file, one block or one small piece of metadata.
 
-A check is a generator: it yields what is wrong and returns what the coordinator needs to compare with the snapshot. Nothing
-is cached from earlier reads, and no check holds more than a block's obs or a few million values of a matrix.
+A check is a generator: it yields what is wrong and returns what the coordinator needs to compare with the snapshot.
+Nothing is cached from earlier reads, and no check holds more than a block's obs or a few million values of a matrix.
+They read with zarr-python and pyarrow themselves, and not with the readers that the rest of the package has: what those
+would overlook is found too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -52,7 +55,7 @@ _PIECE: Final = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be or, as a ``note``, is worth knowing; ``where`` is a path or a part of it."""
+    """Something wrong or, as a ``note``, worth knowing; ``where`` is a path in the dataset or a part of the store."""
 
     where: str
     what: str
@@ -148,7 +151,9 @@ def _digest(location: StoreLocation) -> tuple[int, str]:
 
 
 def _differs(what: str, expected: str, got: str) -> str:
-    return f"expected the {what} {expected[:12] or '(none)'}…, got {got[:12]}…: its bytes are not those that were written"
+    return (
+        f"expected the {what} {expected[:12] or '(none)'}…, got {got[:12]}…: its bytes are not those that were written"
+    )
 
 
 # -- feature spaces ------------------------------------------------------------------------------------------------
@@ -206,7 +211,7 @@ def check_matrix(dataset: StoreLocation, matrix: MatrixInfo, n_obs: int, n_vars:
 def check_matrix_block(
     dataset: StoreLocation, matrix: MatrixInfo, n_vars: int, start: int, stop: int
 ) -> Generator[Finding, None, BlockSeen | None]:
-    """Rows ``[start, stop)`` of a matrix: indptr rises, indices are in range and rise in each row, values are of the kind."""
+    """Rows of a matrix: indptr rises, indices are in range and rise in each row, values are of the kind."""
     group = _open(dataset)[matrix.name]
     data, indices = group["data"], group["indices"]
     indptr = group["indptr"][start : stop + 1].astype(np.int64)
@@ -243,10 +248,14 @@ def _check_indices(
     rising[begins] = True
     if not rising.all():
         row = _row(indptr, first + 1 + int(np.argmin(rising)), start)
-        yield Finding(f"{name}/indices", f"expected each row's genes in strictly rising order, they aren't in row {row:,}")
+        yield Finding(
+            f"{name}/indices", f"expected each row's genes in strictly rising order, they aren't in row {row:,}"
+        )
 
 
-def _check_values(matrix: MatrixInfo, values: AnyArray, indptr: Int64Array, first: int, start: int) -> Iterator[Finding]:
+def _check_values(
+    matrix: MatrixInfo, values: AnyArray, indptr: Int64Array, first: int, start: int
+) -> Iterator[Finding]:
     for what, wrong in _wrong_values(matrix.kind, values):
         found = np.flatnonzero(wrong)
         if len(found):
@@ -257,7 +266,10 @@ def _check_values(matrix: MatrixInfo, values: AnyArray, indptr: Int64Array, firs
 def _wrong_values(kind: str, values: AnyArray) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     yield "no stored zero", values == 0
     if values.dtype.kind == "f" and kind == "counts":
-        yield "counts (whole, not negative, finite)", ~((values >= 0) & (values == np.floor(values)) & (values < np.inf))
+        yield (
+            "counts (whole, not negative, finite)",
+            ~((values >= 0) & (values == np.floor(values)) & (values < np.inf)),
+        )
     elif values.dtype.kind == "f" and kind == "normalised":
         yield "finite values", ~np.isfinite(values)
 
@@ -416,9 +428,11 @@ def _open(dataset: StoreLocation) -> Any:
     return zarr.open_group(dataset.zarr_store(), mode="r")
 
 
-def _open_parquet(dataset: StoreLocation) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _open_parquet(dataset: StoreLocation) -> Iterator[pq.ParquetFile]:
     location = dataset / "obs.parquet"
-    return pq.ParquetFile(location.fs.open(location.path, "rb"), pre_buffer=False)
+    with location.fs.open(location.path, "rb") as file, pq.ParquetFile(file) as parquet:
+        yield parquet
 
 
 def _expect(where: str, what: str, expected: object, got: object) -> Iterator[Finding]:

@@ -62,8 +62,8 @@ def _connect(scheduler: str) -> Iterator[Client]:
         client = Client(scheduler, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"expected a Dask scheduler at {scheduler}, none answered in {_CONNECT_SECONDS} s ({error}); give its address "
-            f"as the scheduler prints it, such as tcp://10.0.0.5:8786"
+            f"expected a Dask scheduler at {scheduler}, none answered in {_CONNECT_SECONDS} s ({error}); give its "
+            f"address as the scheduler prints it, such as tcp://10.0.0.5:8786"
         ) from error
     with client:
         yield client
@@ -79,7 +79,9 @@ def _local(workers: int, threads: int) -> Iterator[Client]:
         LocalCluster(
             n_workers=workers,
             threads_per_worker=threads,
-            dashboard_address=None,  # no port to clash with another's
+            # No dashboard; the HTTP server, which can't be left out, is on any free port and on this machine alone.
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
             local_directory=scratch,
             silence_logs=logging.CRITICAL,  # what fails is in the report, with its reason
         ) as cluster,

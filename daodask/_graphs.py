@@ -43,8 +43,8 @@ def lazy_obsm(blocks: Sequence[BlockAddress], name: str, width: int, dtype: str)
     """A dask array of dense blocks, one task a block (lazy)."""
     import dask.array as da
 
-    token = _token("read-obsm", blocks, name)
-    graph: dict[object, object] = {(token, i, 0): (read_obsm, block, name) for i, block in enumerate(blocks)}
+    token = _token("read-obsm", blocks, name, dtype)
+    graph: dict[object, object] = {(token, i, 0): (read_obsm, block, name, dtype) for i, block in enumerate(blocks)}
     if not blocks:
         graph[token, 0, 0] = np.empty((0, width), dtype=dtype)
     return da.Array(graph, token, (_row_chunks(blocks), (width,)), meta=np.empty((0, 0), dtype=dtype))

@@ -127,8 +127,14 @@ def _head(url: str, snapshot: Snapshot, stores: tuple[Store, ...]) -> str:
     lines = [
         url,
         f"snapshot {snapshot.number}, {human_date(snapshot.created)}, {snapshot.written_by}",
-        f"{plural(len(stores), 'feature space')}, {plural(len(datasets), 'dataset')}, {plural(n_obs, 'cell')}, "
-        f"{human_bytes(_nbytes(datasets))}",
+        ", ".join(
+            [
+                plural(len(stores), "feature space"),
+                plural(len(datasets), "dataset"),
+                plural(n_obs, "cell"),
+                human_bytes(_nbytes(datasets)),
+            ]
+        ),
     ]
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 __all__ = ["open_console", "show_progress"]
 
@@ -34,7 +34,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 @contextlib.contextmanager
 def show_progress(*, quiet: bool = False) -> Iterator[Reporter | None]:
-    """What to pass as ``progress=``: bars where stderr is a terminal, else a line now and then; ``None`` where quiet."""
+    """What to pass as ``progress=``: bars where stderr is a terminal, else lines; ``None`` where quiet."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
@@ -56,7 +56,7 @@ class _Stages:
     """One bar per stage, over all studies: they go through the stages side by side, and may be many."""
 
     bars: Progress
-    rows: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, TaskID] = field(default_factory=dict)
     counts: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
 
     def __call__(self, study: str, stage: str, done: int, total: int) -> None:

@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import scipy.sparse as sp
 
 from daodask.errors import CorruptStoreError
 from daodask.format.manifest import ObsColumn
 from daodask.format.spec import OBS_NAMES
+from daodask.gather import RowGroup, gather_csr, matrix_width
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 
-__all__ = ["BlockAddress", "empty_obs", "read_matrix", "read_obs", "read_obsm", "read_var", "stack_rows"]
+__all__ = ["BlockAddress", "empty_obs", "read_matrix", "read_obs", "read_obsm", "read_var"]
 
 #: Runs of selected rows that are at most this far apart are read as one: decoding a chunk of about 64 rows costs less
 #: than another request for it.
@@ -95,41 +95,16 @@ def read_matrix(block: BlockAddress, name: str, genes: Int64Array | None, dtype:
     csr_matrix
         ``(block.n_obs, genes)`` with sorted int32 indices.
     """
-    n_vars = _matrix_width(block.dataset, name)
-    parts = [_read_run(block, name, start, stop, n_vars, dtype) for start, stop in block.runs()]
-    whole = stack_rows(parts, n_vars, dtype)
-    if genes is None:
-        return whole
-    taken = whole[:, genes]
-    taken.sort_indices()
-    return taken
+    rows = block.local_rows
+    group = RowGroup(block.dataset, rows, np.arange(len(rows), dtype=np.int64))
+    return gather_csr([group], name, matrix_width(block.dataset, name), genes=genes, dtype=dtype)
 
 
-def stack_rows(parts: Sequence[CSR], n_vars: int, dtype: str) -> CSR:
-    """CSR matrices on top of each other; of none, one without a row. A single one is not copied."""
-    if len(parts) == 1:
-        return parts[0]
-    return sp.vstack(parts, format="csr") if parts else sp.csr_matrix(np.empty((0, n_vars), dtype=dtype))
-
-
-def _read_run(block: BlockAddress, name: str, start: int, stop: int, n_vars: int, dtype: str) -> CSR:
-    indptr: Int64Array = _open_array(block.dataset, f"{name}/indptr")[start : stop + 1]
-    low, high = int(indptr[0]), int(indptr[-1])
-    data = _open_array(block.dataset, f"{name}/data")[low:high].astype(dtype, copy=False)
-    indices = _open_array(block.dataset, f"{name}/indices")[low:high].astype(np.int32)
-    run = sp.csr_matrix((data, indices, indptr - low), shape=(stop - start, n_vars), copy=False)
-    run.has_canonical_format = True
-    if block.rows is None:
-        return run
-    selected = block.rows[(block.rows >= start) & (block.rows < stop)]
-    return run if len(selected) == stop - start else run[selected - start]
-
-
-def read_obsm(block: BlockAddress, name: str) -> AnyArray:
-    """Rows of a dense array per cell, ``(block.n_obs, width)`` (computes)."""
+def read_obsm(block: BlockAddress, name: str, dtype: str) -> AnyArray:
+    """Rows of a dense array per cell, ``(block.n_obs, width)``, in the dtype that all datasets share (computes)."""
     array = _open_array(block.dataset, f"obsm/{name}")
     runs = list(block.runs())
-    whole: AnyArray = np.concatenate([array[:0], *(array[start:stop] for start, stop in runs)])
+    whole: AnyArray = np.concatenate([array[:0], *(array[start:stop] for start, stop in runs)], dtype=dtype)
     if block.rows is None:
         return whole
     read = np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in runs)])
@@ -280,7 +255,3 @@ def _open_group(dataset: StoreLocation) -> Any:
 @lru_cache(maxsize=1024)
 def _open_array(dataset: StoreLocation, path: str) -> Any:
     return _open_group(dataset)[path]
-
-
-def _matrix_width(dataset: StoreLocation, name: str) -> int:
-    return int(_open_group(dataset)[name].attrs["shape"][1])

@@ -29,7 +29,7 @@ def to_anndata(
     """An AnnData of aligned pieces; the obs column ``obs_names`` becomes the index, which may hold a name twice."""
     import anndata
 
-    frame = obs.set_index(pd.Index(obs[OBS_NAMES].astype(object), name=None)).drop(columns=OBS_NAMES)
+    frame = obs.set_index(pd.Index(obs[OBS_NAMES].to_numpy(dtype=object))).drop(columns=OBS_NAMES)
     return anndata.AnnData(X=X, obs=frame, var=var, layers=dict(layers), obsm=dict(obsm), uns=dict(uns))
 
 

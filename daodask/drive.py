@@ -57,7 +57,8 @@ def drive(jobs: Mapping[str, Steps[R]], runner: Runner, progress: Progress | Non
             progress(study, state.stage, len(state.results) - state.missing, len(state.results))
         if not state.missing:
             _advance(study, state, runner, finished)
-    return finished
+    # In the order of the jobs, whichever ended first: the order of datasets in a store comes from here.
+    return {study: finished[study] for study in jobs}
 
 
 def _advance(study: str, state: _Running[R], runner: Runner, finished: dict[str, R | Exception]) -> None:

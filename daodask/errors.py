@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "BuildError",
+    "ClusterError",
     "CommitError",
     "CorruptStoreError",
     "DaodaskError",
@@ -21,6 +22,7 @@ __all__ = [
     "SelectionError",
     "SourceError",
     "SpecError",
+    "StateError",
     "StoreNotFoundError",
     "StreamlineError",
     "UnknownNameError",
@@ -46,6 +48,10 @@ class StreamlineError(DaodaskError, ValueError):
 
 class BuildError(DaodaskError, RuntimeError):
     """A build can't go on as a whole."""
+
+
+class ClusterError(DaodaskError, ConnectionError):
+    """The Dask cluster to work on can't be reached."""
 
 
 class CommitError(DaodaskError, RuntimeError):
@@ -74,6 +80,10 @@ class FeatureSpaceError(DaodaskError, LookupError):
 
 class SelectionError(DaodaskError, ValueError):
     """A subset can't be formed as asked."""
+
+
+class StateError(DaodaskError, ValueError):
+    """A saved state does not fit what it is loaded into."""
 
 
 class UnknownNameError(SelectionError, KeyError):

@@ -7,6 +7,7 @@ everything. So ``exclude=`` and ``!=`` keep cells whose value is unknown.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -205,7 +206,7 @@ def is_in(column: str, value: object) -> IsIn:
 
 def _label(value: object) -> Label:
     plain = value.item() if isinstance(value, np.generic) else value
-    if isinstance(plain, str | int | float | bool):
+    if isinstance(plain, str | int | float | bool) and not (isinstance(plain, float) and math.isnan(plain)):
         return plain
     raise SelectionError(
         f"expected a label or a number, got {value!r}; cells without a value are found with isna in obs"

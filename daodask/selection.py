@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -83,6 +84,10 @@ class Selection:
     parts: tuple[Part, ...]
     n_stored_vars: int
     genes: Int64Array | None = None
+
+    def __reduce__(self) -> tuple[type[Selection], tuple[object, ...]]:
+        # What is cached stays here: it can be made again, and may be a row number per cell.
+        return Selection, (self.parts, self.n_stored_vars, self.genes)
 
     @cached_property
     def bounds(self) -> Int64Array:
@@ -167,12 +172,18 @@ class Selection:
         """Rows to read together, in store order: no block without a selected row, and few where few are selected."""
         return tuple(block for number, part in enumerate(self.parts) for block in _part_blocks(number, part))
 
-    def locate(self, store_rows: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Part number and row within the dataset, of row numbers in the store."""
-        offsets = np.array([p.offset for p in self.parts], dtype=np.int64)
-        parts = np.searchsorted(offsets, store_rows, side="right") - 1
-        # Parts of empty datasets share their offset with the next; side="right" finds the last, which has the row.
-        return parts, store_rows - offsets[parts]
+    def spread(self, positions: Int64Array) -> Iterator[tuple[int, slice, Int64Array]]:
+        """Where increasing positions among the selected rows are.
+
+        Yields, per part concerned, its number, which of the positions it has, and their rows in the dataset.
+        """
+        numbers = np.searchsorted(self.bounds, positions, side="right") - 1
+        cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(positions)]
+        for low, high in pairwise(cuts):
+            if low < high:
+                number = int(numbers[low])
+                rows, inside = self.parts[number].rows, positions[low:high] - self.bounds[number]
+                yield number, slice(low, high), inside if rows is None else rows[inside]
 
 
 def _part_blocks(number: int, part: Part) -> Iterator[BlockRows]:

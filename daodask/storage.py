@@ -11,7 +11,7 @@ import os
 import posixpath
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from daodask.errors import StoreNotFoundError
+from daodask.errors import CorruptStoreError, DependencyError, SpecError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -82,7 +82,12 @@ class StoreLocation:
         return self._resolve()[1]
 
     def _resolve(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        fs, path = fsspec.core.url_to_fs(self.url, **dict(self.options))
+        try:
+            fs, path = fsspec.core.url_to_fs(self.url, **dict(self.options))
+        except ImportError as error:
+            raise DependencyError(f"{self.url}: {error}; install what opens such URLs (for s3: daodask[s3])") from error
+        except ValueError as error:
+            raise SpecError(f"{self.url}: expected a path or a URL that fsspec can open: {error}") from error
         return fs, str(path)
 
     @property
@@ -112,6 +117,37 @@ class StoreLocation:
         """Bytes ``[start, stop)`` of this file, in one request."""
         data: bytes = self.fs.cat_file(self.path, start=start, end=stop)
         return data
+
+    def size(self) -> int:
+        """Bytes of this file.
+
+        Raises
+        ------
+        CorruptStoreError
+            There is no such file, and there should be one.
+        """
+        try:
+            return int(self.fs.size(self.path))
+        except FileNotFoundError as error:
+            raise CorruptStoreError(f"expected a file at {self.url}, found none; restore it") from error
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Byte ranges ``(path below this location, start, stop)`` of several files, many at once where that helps.
+
+        Raises
+        ------
+        CorruptStoreError
+            A file is absent or ends before a range does.
+        """
+        fs, root = self._resolve()
+        if isinstance(fs, LocalFileSystem):
+            return [_pread(f"{root}/{path}", start, stop) for path, start, stop in ranges]
+        paths, starts, stops = zip(*ranges, strict=True) if ranges else ((), (), ())
+        read = fs.cat_ranges([f"{root}/{path}" for path in paths], list(starts), list(stops), on_error="return")
+        return [
+            _whole(data, f"{self.url}/{path}", start, stop)
+            for data, (path, start, stop) in zip(read, ranges, strict=True)
+        ]
 
     def write(self, data: bytes) -> None:
         """Write a file that nothing refers to yet; an interrupted write leaves no visible half of it."""
@@ -173,6 +209,29 @@ class StoreLocation:
         # A second instance, as zarr drives the file system from its own event loop.
         asynchronous, path = fsspec.core.url_to_fs(self.url, **dict(self.options), asynchronous=True)
         return FsspecStore(asynchronous, path=path, read_only=read_only)
+
+
+def _pread(path: str, start: int, stop: int) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise CorruptStoreError(f"expected a file at {path}, found none; restore it") from error
+    try:
+        return _whole(os.pread(descriptor, stop - start, start), path, start, stop)
+    finally:
+        os.close(descriptor)
+
+
+def _whole(data: bytes | Exception, where: str, start: int, stop: int) -> bytes:
+    if isinstance(data, FileNotFoundError):
+        raise CorruptStoreError(f"expected a file at {where}, found none; restore it") from data
+    if isinstance(data, Exception):
+        raise data
+    if len(data) != stop - start:
+        raise CorruptStoreError(
+            f"{where}: expected bytes {start} to {stop}, got {len(data)} of them; the file is short"
+        )
+    return data
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import pandas as pd
 
-from daodask.blocks import BlockAddress, read_obs, read_var
+from daodask.blocks import BlockAddress, empty_obs, read_obs, read_var
 from daodask.convert import compute_matrices, to_anndata
 from daodask.errors import FeatureSpaceError, SelectionError, UnknownNameError, suggest
 from daodask.format.features import FeatureSpace
-from daodask.format.manifest import DatasetInfo, FeatureSpaceInfo, ObsColumn, Snapshot
+from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, ObsColumn, Snapshot
 from daodask.format.spec import OBS_NAMES, VAR_MEASURED, feature_path, served_dtype
 from daodask.predicates import All, IsIn, Not, Predicate, is_in, parse_query
 from daodask.selection import Part, Selection
@@ -123,6 +124,10 @@ class Store:
     feature_space: FeatureSpaceInfo
     selection: Selection
 
+    def __reduce__(self) -> tuple[type[Store], tuple[object, ...]]:
+        # What is cached stays here: it can be read again, and is larger than all of this.
+        return Store, (self.location, self.snapshot, self.feature_space, self.selection)
+
     # -- shape and description: from the snapshot ------------------------------------------------------------------
 
     @property
@@ -153,7 +158,7 @@ class Store:
         """Obs columns with the dtypes and categories that all datasets share."""
         return self.feature_space.obs
 
-    @cached_property
+    @property
     def datasets(self) -> pd.DataFrame:
         """One row per dataset that has a selected cell, from the snapshot: cells, kind of X, non-zeros, facts."""
         rows = []
@@ -179,7 +184,7 @@ class Store:
     @property
     def uns(self) -> dict[str, dict[str, Any]]:
         """Facts of each dataset that has a selected cell, by dataset id, from the snapshot."""
-        return {i: dict(self.snapshot.dataset[i].uns) for i in self.selection.datasets}
+        return {i: copy.deepcopy(dict(self.snapshot.dataset[i].uns)) for i in self.selection.datasets}
 
     def value_counts(self, column: str) -> pd.Series:
         """Selected cells per value of an obs column, most frequent first.
@@ -209,7 +214,7 @@ class Store:
             return []
         if part.rows is None and summary is not None and summary.dtype == "category":
             return zip(summary.categories, summary.counts, strict=True)
-        values = self._read_part_obs(number, [column])[column]
+        values = self.read_part_obs(number, [column])[column]
         return values.value_counts().items()
 
     # -- the lazy pieces -------------------------------------------------------------------------------------------
@@ -253,7 +258,7 @@ class Store:
         """
         from daodask._graphs import lazy_obs
 
-        return lazy_obs(self.blocks, self.obs_schema, self._dataset_ids)
+        return lazy_obs(self.blocks, self.obs_schema, self.dataset_ids)
 
     @property
     def obs_columns(self) -> tuple[str, ...]:
@@ -261,21 +266,36 @@ class Store:
         return ("dataset", OBS_NAMES, *(c.name for c in self.obs_schema))
 
     @cached_property
+    def obs_dtypes(self) -> Mapping[str, Any]:
+        """Dtype of each column of :attr:`obs`."""
+        return dict(self.empty_obs.dtypes)
+
+    @cached_property
+    def empty_obs(self) -> pd.DataFrame:
+        """What :attr:`obs` looks like, without a row."""
+        return empty_obs(self.obs_schema, self.dataset_ids)
+
+    @cached_property
     def features(self) -> FeatureSpace:
         """The whole feature space, selected or not (one read, then cached)."""
         where = self.location / feature_path(self.feature_space.hash)
         return _read_features(where, self.feature_space.name, self.feature_space.organism)
 
-    @cached_property
+    @property
     def var(self) -> pd.DataFrame:
         """Selected genes: id as index, ``symbol`` and the reference's other columns."""
-        var = self.features.var
-        return var.copy() if self.selection.genes is None else var.iloc[self.selection.genes].copy()
+        return self._genes.var.copy()
+
+    @cached_property
+    def _genes(self) -> FeatureSpace:
+        if self.selection.genes is None:
+            return self.features
+        return replace(self.features, var=self.features.var.iloc[self.selection.genes])
 
     @property
     def var_names(self) -> pd.Index:
         """Ids of the selected genes."""
-        return self.var.index
+        return self._genes.var.index
 
     @cached_property
     def measured(self) -> pd.DataFrame:
@@ -283,7 +303,7 @@ class Store:
 
         A zero of a gene that a study did not measure is no observation: leave such genes out of means over studies.
         """
-        infos = self._selected_infos
+        infos = [self.snapshot.dataset[i] for i in self.selection.datasets]
         with ThreadPoolExecutor(_PLAN_THREADS) as threads:
             frames = threads.map(lambda info: read_var(self.location / info.path)[VAR_MEASURED].to_numpy(), infos)
             masks = {info.id: mask for info, mask in zip(infos, frames, strict=True)}
@@ -292,10 +312,12 @@ class Store:
 
     @property
     def _selected_infos(self) -> tuple[DatasetInfo, ...]:
-        return tuple(self.snapshot.dataset[i] for i in self.selection.datasets)
+        """The datasets that say what there is; all of them where none has a selected cell."""
+        return tuple(self.snapshot.dataset[i] for i in self.selection.datasets) or self.dataset_infos
 
-    @property
-    def _dataset_ids(self) -> tuple[str, ...]:
+    @cached_property
+    def dataset_ids(self) -> tuple[str, ...]:
+        """Ids of all datasets of the feature space, selected or not: the categories of the obs column ``dataset``."""
         return tuple(part.dataset for part in self.selection.parts)
 
     def served_dtype(self, name: str = "X") -> np.dtype[np.floating]:
@@ -313,15 +335,17 @@ class Store:
     def _obsm(self, name: str) -> da.Array:
         from daodask._graphs import lazy_obsm
 
-        found = {i.id: next((m for m in i.obsm if m.name == name), None) for i in self._selected_infos}
-        self._require_everywhere(name, lambda info: found[info.id] is not None, "obsm array")
-        widths = {m.width for m in found.values() if m is not None}
+        self._require_everywhere(name, lambda info: any(m.name == name for m in info.obsm), "obsm array")
+        found = [m for i in self._selected_infos for m in i.obsm if m.name == name]
+        widths = sorted({m.width for m in found})
         if len(widths) > 1:
             raise SelectionError(
-                f"obsm array {name!r} has {sorted(widths)} columns in different datasets; subset to alike ones"
+                f"obsm array {name!r} has {widths} columns in different datasets; subset to alike ones"
             )
-        dtype = np.result_type(*(m.dtype for m in found.values() if m is not None))
-        return lazy_obsm(self.blocks, name, widths.pop(), dtype.name)
+        return lazy_obsm(self.blocks, name, widths[0], np.result_type(*(m.dtype for m in found)).name)
+
+    def _is_alike(self, obsm: str) -> bool:
+        return len({next((m.width for m in i.obsm if m.name == obsm), None) for i in self._selected_infos}) == 1
 
     def _require_everywhere(self, name: str, has: Callable[[DatasetInfo], bool], what: str) -> None:
         lacking = [i.id for i in self._selected_infos if not has(i)]
@@ -376,16 +400,17 @@ class Store:
 
     def _part_mask(self, number: int, condition: Predicate) -> BoolArray | bool:
         info = self.dataset_infos[number]
-        summaries = {**info.column, "dataset": _dataset_summary(info)}
+        summaries = {**info.column, **{summary.name: summary for summary in _own_summaries(info)}}
         decided = condition.prune(summaries)
         if decided is not None:
             return decided
-        return condition.evaluate(self._read_part_obs(number, sorted(condition.columns)))
+        return condition.evaluate(self.read_part_obs(number, sorted(condition.columns)))
 
-    def _read_part_obs(self, number: int, columns: list[str]) -> pd.DataFrame:
+    def read_part_obs(self, number: int, columns: list[str]) -> pd.DataFrame:
+        """Obs columns of the selected cells of the part of that number (computes)."""
         part, info = self.selection.parts[number], self.dataset_infos[number]
         whole = BlockAddress(self.location / info.path, info.id, part.offset, 0, info.n_obs, part.rows)
-        return read_obs(whole, self.obs_schema, self._dataset_ids, columns)
+        return read_obs(whole, self.obs_schema, self.dataset_ids, columns)
 
     def _require_columns(self, columns: Iterable[str]) -> None:
         for column in columns:
@@ -394,7 +419,7 @@ class Store:
 
     def _require_labels(self, condition: Predicate) -> None:
         known = {c.name: c.categories for c in self.obs_schema if c.dtype == "category"}
-        known["dataset"] = self._dataset_ids
+        known["dataset"] = self.dataset_ids
         for leaf in _leaves(condition):
             for value in leaf.values if leaf.column in known else ():
                 if value not in known[leaf.column]:
@@ -421,7 +446,7 @@ class Store:
             return np.arange(self.n_vars, dtype=np.int64)[genes]
         listed = [genes] if isinstance(genes, str | int | np.integer) else list(genes)  # type: ignore[call-overload]
         if all(isinstance(g, str) for g in listed):
-            return FeatureSpace(self.feature_space.name, self.var).positions(listed)
+            return self._genes.positions(listed)
         positions = np.asarray(listed)
         if positions.dtype == bool:
             if len(positions) != self.n_vars:
@@ -448,10 +473,11 @@ class Store:
         -------
         AnnData
             obs has the column ``dataset`` added; obs_names are the studies' own and may repeat; layers and obsm that
-            not every selected dataset has are left out; ``uns["datasets"]`` has the facts of each dataset.
+            not every selected dataset has, or not in the same width, are left out; ``uns["datasets"]`` has the facts of
+            each dataset.
         """
         layers = {n: self.layers[n] for n in self.layers if self._is_everywhere(f"layers/{n}")}
-        obsm = {n: self.obsm[n] for n in self.obsm if all(n in {m.name for m in i.obsm} for i in self._selected_infos)}
+        obsm = {n: self.obsm[n] for n in self.obsm if self._is_alike(n)}
         arrays = {
             "X": self.X,
             **{f"layers/{n}": a for n, a in layers.items()},
@@ -471,13 +497,11 @@ class Store:
         return all(matrix in info.matrix for info in self._selected_infos)
 
     def _load_obs(self) -> pd.DataFrame:
-        from daodask.blocks import empty_obs
-
         numbers = [n for n, part in enumerate(self.selection.parts) if part.n_obs]
         columns = list(self.obs_columns)
         with ThreadPoolExecutor(_PLAN_THREADS) as threads:
-            frames = list(threads.map(lambda n: self._read_part_obs(n, columns), numbers))
-        return pd.concat(frames) if frames else empty_obs(self.obs_schema, self._dataset_ids)
+            frames = list(threads.map(lambda n: self.read_part_obs(n, columns), numbers))
+        return pd.concat(frames) if frames else empty_obs(self.obs_schema, self.dataset_ids)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -515,10 +539,9 @@ class _Lazy(Mapping[str, V], Generic[V]):
         return f"{self.what}s: {', '.join(self.names) or 'none'}"
 
 
-def _dataset_summary(info: DatasetInfo) -> Any:
-    from daodask.format.manifest import ColumnSummary
-
-    return ColumnSummary("dataset", "category", 0, (info.id,), (info.n_obs,))
+def _own_summaries(info: DatasetInfo) -> tuple[ColumnSummary, ...]:
+    """Summaries of the columns that every store has by itself."""
+    return ColumnSummary("dataset", "category", 0, (info.id,), (info.n_obs,)), ColumnSummary(OBS_NAMES, "string")
 
 
 def _leaves(condition: Any) -> Iterator[IsIn]:

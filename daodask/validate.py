@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -47,7 +48,7 @@ class ValidationReport:
     snapshot
         Number of the snapshot it was compared with; 0 where that could not be read.
     findings
-        By dataset id, in store order, for each dataset that was checked; ``"(store)"`` has those on the store as a whole.
+        By dataset id, in store order, for each dataset checked; ``"(store)"`` has those on the store as a whole.
     n_obs, n_files, nbytes
         Cells, files and bytes that were checked.
     seconds
@@ -217,7 +218,9 @@ def _check_store(
         tasks.append(_task("check-schema", "snapshot, obs schema", checks.check_schema, space, datasets))
     checked: list[Checked] = yield "check", tasks
     homeless = [d for d in snapshot.datasets if d.features not in spaces and only is None]
-    unknown = [Finding("snapshot", f"{d.id!r} is of a feature space that is not there: {d.features!r}") for d in homeless]
+    unknown = [
+        Finding("snapshot", f"{d.id!r} is of a feature space that is not there: {d.features!r}") for d in homeless
+    ]
     return _Result((*unknown, *_findings(checked)))
 
 
@@ -282,7 +285,7 @@ def _block_tasks(dataset: StoreLocation, info: DatasetInfo, n_vars: int) -> dict
     if any(_unsound_blocks(info)):
         return {}
     names = tuple(column.name for column in info.columns)
-    bounds = [(int(start), int(stop)) for start, stop in zip(info.blocks, info.blocks[1:], strict=False)]
+    bounds = [(int(start), int(stop)) for start, stop in pairwise(info.blocks)]
     tasks = {"obs": [_task("check-obs-block", "obs", checks.check_obs_block, dataset, names, *b) for b in bounds]}
     for matrix in info.matrices:
         check = checks.check_matrix_block
@@ -293,7 +296,7 @@ def _block_tasks(dataset: StoreLocation, info: DatasetInfo, n_vars: int) -> dict
 def _unsound_blocks(info: DatasetInfo) -> Iterator[Finding]:
     blocks: Sequence[Any] = info.blocks
     whole = all(isinstance(bound, int) for bound in blocks)
-    rising = whole and all(a < b for a, b in zip(blocks, blocks[1:], strict=False))
+    rising = whole and all(a < b for a, b in pairwise(blocks))
     if not (blocks and rising and blocks[0] == 0 and blocks[-1] == info.n_obs):
         yield Finding("snapshot, blocks", f"expected bounds that rise from 0 to {info.n_obs}, got {blocks!r:.80}")
 

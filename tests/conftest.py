@@ -1,9 +1,16 @@
 """What all tests share."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +21,21 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real studies at {folder}: set DAODASK_DATA to a folder that has them")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    """Run two workers, each a process of its own, for as long as the tests run."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Client]:
+    """Connect to the cluster for one test, in which it is what dask computes on; later tests don't see it."""
+    from distributed import Client
+
+    with Client(cluster) as connected:
+        yield connected

@@ -1,15 +1,60 @@
-"""The loader: a re-iterable of mini-batches."""
+"""The loader: a re-iterable of mini-batches that can stop anywhere and go on from there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
 
-from daodask.batches.schedule import Epoch, Schedule, named_schedule
-from daodask.batches.window import Batch, Request, read_window
-from daodask.errors import SpecError, UnknownNameError, suggest
+import numpy as np
+from dask.utils import parse_bytes
+
+from daodask._format import human_bytes
+from daodask.batches.columns import read_labels
+from daodask.batches.plan import LoaderPlan, Mixing, mixing
+from daodask.batches.readers import ClusterReader, LocalReader, Reader
+from daodask.batches.schedule import Cells, Epoch, Labels, Schedule, Window, named_schedule
+from daodask.batches.window import Batch, Request
+from daodask.buffers import BufferPool
+from daodask.errors import SpecError, StateError, UnknownNameError, suggest
 from daodask.store import Store
+from daodask.types import BoolArray, Int64Array
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from daodask.batches.jax import JaxBatches
+    from daodask.batches.tensorflow import TensorFlowDataset
+    from daodask.batches.torch import TorchBatches
 
 __all__ = ["BatchLoader"]
+
+_MOST_READ_AHEAD = 4
+#: Windows whose batches a plan looks at.
+_PLAN_WINDOWS = 4
+#: Arguments that are attributes of the same name.
+_SAME_NAME = (
+    "batch_size",
+    "schedule",
+    "obs",
+    "seed",
+    "dense",
+    "drop_last",
+    "measured",
+    "fn",
+    "memory",
+    "rank",
+    "world_size",
+    "client",
+    "threads",
+)
+#: Of a stored value and its index, handed out: float32 and int32.
+_ELEMENT_BYTES = 8
 
 
 class BatchLoader:
@@ -22,8 +67,8 @@ class BatchLoader:
     batch_size
         Cells per batch; only the last of an epoch may be smaller.
     schedule
-        ``"shuffled"``, ``"sequential"``, or any object with the method ``windows`` of
-        :class:`~daodask.batches.schedule.Schedule`.
+        ``"shuffled"``, ``"sequential"``, ``"full"``, or an object such as ``Shuffled(run_rows=1)``, ``Balanced(by=…)``,
+        ``Grouped(by=…)`` or one of your own with the two members of :class:`~daodask.batches.schedule.Schedule`.
     layer
         The layer to read in place of ``X``.
     obs
@@ -34,11 +79,26 @@ class BatchLoader:
         Hand out X as a dense array.
     drop_last
         Leave out the last batch where it is smaller.
+    measured
+        Let batches tell which genes each cell's study measured.
+    fn
+        Applied to each batch where it is made, beside the consumer: on the reading thread, or on the cluster. What it
+        returns is handed out.
+    memory
+        Budget for windows: bytes or a text such as ``"1GiB"``. It decides how many are read ahead.
+    rank, world_size
+        Which of how many processes this is that share each epoch: all get as many batches.
+    client
+        A Dask client: windows are then read by its workers.
+    threads
+        That decode where there is no client; as many as there are processors by default.
 
     Raises
     ------
     UnknownNameError
         There is no such obs column or layer.
+    SpecError
+        Arguments that can't be meant, or a window that does not fit the memory.
 
     Examples
     --------
@@ -58,43 +118,295 @@ class BatchLoader:
         seed: int = 0,
         dense: bool = False,
         drop_last: bool = False,
+        measured: bool = False,
+        fn: Callable[[Batch], Any] | None = None,
+        memory: int | str = "1GiB",
+        rank: int = 0,
+        world_size: int = 1,
+        client: Client | None = None,
+        threads: int = 0,
     ) -> None:
         if batch_size < 1:
             raise SpecError(f"expected a batch_size of at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise SpecError(f"expected a rank from 0 to {world_size - 1} (world_size {world_size}), got {rank}")
         if isinstance(obs, str):
             obs = [obs]
-        for column in obs:
-            if column not in store.obs_columns:
-                raise UnknownNameError(f"obs has no column {column!r}; {suggest(column, store.obs_columns)}")
         if layer is not None:
             store.layers[layer]  # refuses a layer that some dataset lacks before anything is read
         self.store = store
         self.batch_size = batch_size
         self.schedule = named_schedule(schedule)
+        self.obs = tuple(obs)
+        self.matrix = "X" if layer is None else f"layers/{layer}"
         self.seed = seed
+        self.dense = dense
         self.drop_last = drop_last
-        #: Number of the epoch that the next pass is.
-        self.epoch = 0
-        self._request = Request("X" if layer is None else f"layers/{layer}", tuple(obs), dense)
+        self.measured = measured
+        self.fn = fn
+        self.memory = int(parse_bytes(memory))
+        self.rank = rank
+        self.world_size = world_size
+        self.client = client
+        self.threads = threads
+        self._state = _State()
+        self._newest: object = None
+        for column in (*self.obs, *self.schedule.columns):
+            if column not in store.obs_columns:
+                raise UnknownNameError(f"obs has no column {column!r}; {suggest(column, store.obs_columns)}")
+
+    def copy(self, **changes: Any) -> BatchLoader:
+        """A loader of the same cells with some arguments changed, at the same place."""
+        arguments = {name: getattr(self, name) for name in _SAME_NAME}
+        layer = None if self.matrix == "X" else self.matrix.removeprefix("layers/")
+        loader = BatchLoader(self.store, **{"layer": layer, **arguments, **changes})
+        loader._state = self._state
+        return loader
+
+    # -- iterating -----------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        state = self._state.next_pass()
+        self._state, self._newest = state, object()
+        windows, skipped = _after(self._windows(state.epoch), state.batches_done)
+        return self._iterate(state, windows, skipped, self._newest)
+
+    def _iterate(self, state: _State, windows: Iterator[Window], skipped: int, own: object) -> Iterator[Any]:
+        """Batches of some windows but for the first few; the state moves on with each that is handed out."""
+        for batches in self._reader.read(self.store, windows, self._request):
+            remaining = deque(islice(batches, skipped, None))
+            # The list would keep the window's memory until the next one is there.
+            batches.clear()
+            skipped = 0
+            while remaining:
+                state = replace(state, batches_done=state.batches_done + 1)
+                # Of several passes at once only the newest is the one that a state speaks of.
+                if self._newest is own:
+                    self._state = state
+                yield remaining.popleft()
+        if self._newest is own:
+            self._state = _State(state.epoch + 1)
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.store.n_obs, self.batch_size)
-        return whole + bool(rest and not self.drop_last)
+        epoch = self._epoch(self._state.next_pass().epoch)
+        count = getattr(self.schedule, "n_batches", None)
+        if count is not None:
+            return int(count(self._cells, self.batch_size, epoch))
+        return sum(window.n_batches for window in self.schedule.windows(self._cells, self.batch_size, epoch))
 
-    def __iter__(self) -> Iterator[Batch]:
-        epoch = Epoch(self.seed, self.epoch)
-        self.epoch += 1
-        return self._iterate(epoch)
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the next pass is, or goes on with."""
+        return self._state.next_pass().epoch
 
-    def _iterate(self, epoch: Epoch) -> Iterator[Batch]:
-        for window in self.schedule.windows(self.store.n_obs, self.batch_size, epoch):
-            for batch in read_window(self.store, window, self._request):
-                if len(batch) == self.batch_size or not self.drop_last:
-                    yield batch
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self._state = _State(number)
+
+    def _epoch(self, number: int) -> Epoch:
+        return Epoch(self.seed, number, self.rank, self.world_size, self.drop_last)
+
+    def _windows(self, epoch: int) -> Iterator[Window]:
+        return iter(self.schedule.windows(self._cells, self.batch_size, self._epoch(epoch)))
+
+    @cached_property
+    def _cells(self) -> Cells:
+        return Cells(self.store.n_obs, {column: self._labels(column) for column in self.schedule.columns})
+
+    def _labels(self, column: str) -> Labels:
+        return read_labels(self.store, column)
+
+    @cached_property
+    def _request(self) -> Request:
+        measured = self._measured() if self.measured else None
+        dtype = self.store.served_dtype(self.matrix).name
+        return Request(self.matrix, self.obs, self.dense, dtype, measured, self.fn)
+
+    def _measured(self) -> BoolArray:
+        """Measured genes per dataset of the store; a row of a dataset without a selected cell is false."""
+        known = self.store.measured
+        mask = np.zeros((len(self.store.dataset_ids), self.store.n_vars), dtype=np.bool_)
+        for number, dataset in enumerate(self.store.dataset_ids):
+            if dataset in known:
+                mask[number] = known[dataset].to_numpy()
+        return mask
+
+    @cached_property
+    def _reader(self) -> Reader:
+        if self.client is not None:
+            return ClusterReader(self.client)
+        return LocalReader(self._read_ahead, BufferPool(self.memory), self.threads)
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _window_bytes(self) -> int:
+        """Expected memory of a whole window."""
+        rows = getattr(self.schedule, "window_rows", None) or self.store.n_obs
+        rows = max(self.batch_size, min(rows, self.store.n_obs))
+        if self.dense:
+            return int(rows * self.store.n_vars * np.dtype(self.store.served_dtype(self.matrix)).itemsize)
+        stored = self.store.snapshot.dataset
+        infos = [stored[i] for i in self.store.selection.datasets]
+        n_obs = max(1, sum(i.n_obs for i in infos))
+        elements = rows * sum(i.matrix[self.matrix].nnz for i in infos) / n_obs
+        # Selected genes are picked out of all of them, and both are there for a moment.
+        chosen = self.store.n_vars / max(1, self.store.selection.n_stored_vars)
+        return int(elements * _ELEMENT_BYTES * (1 if self.store.selection.genes is None else 1 + chosen))
+
+    @cached_property
+    def _read_ahead(self) -> int:
+        """Windows beside the one that is consumed and the one that takes its place."""
+        window = max(1, self._window_bytes)
+        if window > self.memory:
+            raise SpecError(
+                f"expected a window within memory={human_bytes(self.memory)}, got about {human_bytes(window)}; give "
+                f"more memory, or a schedule with a smaller window_rows"
+            )
+        return min(_MOST_READ_AHEAD, max(0, self.memory // window - 2))
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is: plain values, to be saved with a model's checkpoint.
+
+        Taken while iterating, it counts the batches handed out; the batches after them come once more from a loader
+        that it is loaded into, in this process or another.
+        """
+        return {
+            "epoch": self._state.epoch,
+            "batches_done": self._state.batches_done,
+            "world_size": self.world_size,
+            "fingerprint": self._fingerprint,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state with the next pass.
+
+        Raises
+        ------
+        StateError
+            The state is of another selection, schedule, seed or batch size; or it is from within an epoch that was
+            shared by another number of ranks: such an epoch has to be ended, or begun anew, with as many ranks as
+            before.
+        """
+        if state["fingerprint"] != self._fingerprint:
+            raise StateError(
+                "expected the state of a loader over the same cells with the same batch_size, schedule, seed and "
+                "drop_last, got that of another; make the loader as the saved one was made"
+            )
+        if state["batches_done"] and state["world_size"] != self.world_size:
+            raise StateError(
+                f"expected world_size {state['world_size']}, which the epoch was begun with, got {self.world_size}; "
+                f"end "
+                f"the epoch with as many ranks, or set batches_done to 0 to begin it anew"
+            )
+        self._state = _State(int(state["epoch"]), int(state["batches_done"]), fresh=True)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """SHA-256 of all that decides what the batches of an epoch are."""
+        digest = hashlib.sha256()
+        for text in (self.batch_size, _stable_repr(self.schedule), self.seed, self.drop_last, self.matrix):
+            digest.update(f"{text}|".encode())
+        for part, info in zip(self.store.selection.parts, self.store.dataset_infos, strict=True):
+            digest.update(f"{info.fingerprint}|{'all' if part.rows is None else ''}".encode())
+            digest.update(b"" if part.rows is None else part.rows.tobytes())
+        return digest.hexdigest()
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def plan(self, mixing_by: str | Sequence[str] = "dataset") -> LoaderPlan:
+        """What the next epoch will read, and how well its batches are mixed.
+
+        Parameters
+        ----------
+        mixing_by
+            Obs columns to measure mixing by; ``"dataset"`` needs no read, others are read (computes).
+        """
+        columns = [mixing_by] if isinstance(mixing_by, str) else list(mixing_by)
+        epoch = self._state.next_pass().epoch
+        first = list(islice(self._windows(epoch), _PLAN_WINDOWS))
+        infos = [self.store.snapshot.dataset[i] for i in self.store.selection.datasets]
+        share = self.store.n_obs / max(1, sum(i.n_obs for i in infos))
+        n_batches = len(self)
+        per_window = max(1.0, float(np.mean([w.n_batches for w in first] or [1])))
+        return LoaderPlan(
+            schedule=self.schedule,
+            n_obs=self.store.n_obs,
+            n_batches=n_batches,
+            n_windows=math.ceil(n_batches / per_window),
+            window_bytes=self._window_bytes,
+            read_ahead=self._read_ahead,
+            memory=self.memory,
+            runs=float(np.mean([_count_runs(w.positions) for w in first] or [0])),
+            read_bytes=int(sum(i.nbytes for i in infos) * min(1.0, share)),
+            mixing=tuple(self._mixing(column, first) for column in columns),
+        )
+
+    def _mixing(self, column: str, windows: Sequence[Window]) -> Mixing:
+        if column == "dataset":
+            sizes = [part.n_obs for part in self.store.selection.parts]
+            labels = Labels(self.store.dataset_ids, np.repeat(np.arange(len(sizes), dtype=np.int64), sizes))
+        else:
+            labels = self._labels(column)
+        return mixing(column, labels, windows, self.seed)
 
     def __repr__(self) -> str:
         n_obs, n_vars = self.store.shape
         return (
-            f"<BatchLoader: {len(self):,} batches of {self.batch_size:,} out of {n_obs:,} cells × {n_vars:,} genes, "
+            f"<BatchLoader: {len(self):,} batches of {self.batch_size:,} out of {n_obs:,} cells x {n_vars:,} genes, "
             f"{self.schedule}, seed {self.seed}, next epoch {self.epoch}>"
         )
+
+    # -- adaptors ------------------------------------------------------------------------------------------------------
+
+    def to_torch(self) -> TorchBatches:
+        """A ``torch.utils.data.IterableDataset`` of these batches, for ``DataLoader(…, batch_size=None)``."""
+        from daodask.batches.torch import TorchBatches
+
+        return TorchBatches(self)
+
+    def to_tf(self) -> TensorFlowDataset:
+        """A ``tf.data.Dataset`` of these batches, with the signature of what it yields."""
+        from daodask.batches.tensorflow import tensorflow_dataset
+
+        return tensorflow_dataset(self)
+
+    def to_jax(self) -> JaxBatches:
+        """A re-iterable of dicts of jax arrays."""
+        from daodask.batches.jax import JaxBatches
+
+        return JaxBatches(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """An epoch and how many of its batches were handed out; ``fresh`` until a pass has begun from here."""
+
+    epoch: int = 0
+    batches_done: int = 0
+    fresh: bool = True
+
+    def next_pass(self) -> _State:
+        """Where the next pass begins: here, or at a new epoch where this one was begun already."""
+        return replace(self, fresh=False) if self.fresh else _State(self.epoch + 1, fresh=False)
+
+
+def _after(windows: Iterator[Window], n_batches: int) -> tuple[Iterator[Window], int]:
+    """The windows from the one on that has the batch of that number, and how many of its batches come before."""
+    for window in windows:
+        if n_batches < window.n_batches:
+            return chain([window], windows), n_batches
+        n_batches -= window.n_batches
+    return iter(()), 0
+
+
+def _count_runs(positions: Int64Array) -> int:
+    return int(np.count_nonzero(np.diff(np.sort(positions)) > 1)) + 1
+
+
+def _stable_repr(schedule: Schedule) -> str:
+    """Text that is the same in every process, also of an object whose repr is its address."""
+    kind = type(schedule)
+    return f"{kind.__module__}.{kind.__qualname__}" if kind.__repr__ is object.__repr__ else repr(schedule)

@@ -1,19 +1,24 @@
-"""A window's cells out of the store: read in store order, handed out in the schedule's."""
+"""A window's cells out of the store: read in store order, put down in the schedule's, cut into views."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
+from daodask.batches.columns import Rows, read_columns
 from daodask.batches.schedule import Window
-from daodask.blocks import read_matrix, read_obs, stack_rows
+from daodask.buffers import BufferPool
+from daodask.gather import RowGroup, gather_csr, gather_dense
 from daodask.store import Store
-from daodask.types import CSR, AnyArray, Int64Array
+from daodask.types import CSR, AnyArray, BoolArray, Int64Array
 
-__all__ = ["Batch", "Request", "read_window"]
+__all__ = ["Batch", "Request", "make_batches", "read_window"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,46 +28,132 @@ class Batch:
     Parameters
     ----------
     X
-        ``(cells, genes)``: scipy CSR, or a dense array where the loader was asked for that.
+        ``(cells, genes)``: scipy CSR, or a dense array where the loader was asked for that. A view of the window: copy
+        it before changing it in place, and before keeping a few batches out of many.
     obs
         The obs columns asked for, one row per cell, indexed by :attr:`index`.
     index
         int64 row numbers in the opened store.
+    measured
+        Which genes each cell's study measured, boolean ``(datasets, genes)``, where the loader was asked for that.
+    dataset
+        Row of :attr:`measured` of each cell.
     """
 
     X: CSR | AnyArray
     obs: pd.DataFrame
     index: Int64Array
+    measured: BoolArray | None = None
+    dataset: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def measured_per_cell(self) -> BoolArray:
+        """Which genes were measured, boolean ``(cells, genes)``; made when asked for.
 
-@dataclass(frozen=True, slots=True)
+        Raises
+        ------
+        ValueError
+            The loader was not asked for ``measured=True``.
+        """
+        if self.measured is None or self.dataset is None:
+            raise ValueError(
+                "expected a batch of a loader with measured=True; this one does not know what was measured"
+            )
+        mask: BoolArray = self.measured[self.dataset]
+        return mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What of each cell is wanted: a matrix, obs columns, sparse or dense."""
+    """What of each cell is wanted.
 
-    matrix: str
-    obs: tuple[str, ...]
-    dense: bool
+    ``measured`` has a row per dataset of the store, selected or not, and ``fn`` is applied to each batch where it is
+    made.
+    """
 
-
-def read_window(store: Store, window: Window, request: Request) -> Iterator[Batch]:
-    """Read a window and cut it into batches (computes)."""
-    ranked = np.sort(window.positions)
-    place = np.searchsorted(ranked, window.positions)
-    cells = replace(store, selection=store.selection.take(ranked))
-    # The dtype is the whole store's: a window must not differ from the next because of the datasets it touches.
-    X = _read_matrix(cells, request.matrix, store.served_dtype(request.matrix).name)[place]
-    schema, ids = cells.obs_schema, tuple(part.dataset for part in cells.selection.parts)
-    frames = [read_obs(block, schema, ids, request.obs) for block in cells.blocks]
-    obs = pd.concat(frames).iloc[place]
-    index = obs.index.to_numpy(dtype=np.int64)
-    for bounds in window.batches():
-        rows = X[bounds]
-        yield Batch(rows.toarray() if request.dense else rows, obs.iloc[bounds], index[bounds])
+    matrix: str = "X"
+    obs: tuple[str, ...] = ()
+    dense: bool = False
+    dtype: str = "float32"
+    measured: BoolArray | None = None
+    fn: Callable[[Batch], Any] | None = None
 
 
-def _read_matrix(cells: Store, name: str, dtype: str) -> CSR:
-    parts = [read_matrix(block, name, cells.selection.genes, dtype) for block in cells.blocks]
-    return stack_rows(parts, cells.n_vars, dtype)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cells:
+    """A window in memory."""
+
+    X: Any
+    obs: pd.DataFrame
+    index: Int64Array
+    dataset: Int64Array
+
+
+def make_batches(
+    store: Store, window: Window, request: Request, executor: Executor | None = None, pool: BufferPool | None = None
+) -> list[Any]:
+    """Read a window and cut it into batches, with the request's function applied to each (computes)."""
+    cells = read_window(store, window, request, executor, pool)
+    batches = (_cut(cells, bounds, request) for bounds in window.batches())
+    return [batch if request.fn is None else request.fn(batch) for batch in batches]
+
+
+def read_window(
+    store: Store, window: Window, request: Request, executor: Executor | None = None, pool: BufferPool | None = None
+) -> _Cells:
+    """Read a window's cells in the order in which it hands them out (computes)."""
+    order = np.argsort(window.positions, kind="stable")
+    rows = list(_locate(store, window.positions[order], order))
+    index, dataset = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
+    for number, place, local in rows:
+        index[place] = local + store.selection.parts[number].offset
+        dataset[place] = number
+    groups = [RowGroup(store.location / store.dataset_infos[n].path, local, place) for n, place, local in rows]
+    gather = gather_dense if request.dense else gather_csr
+    selection = store.selection
+    X = gather(
+        groups,
+        request.matrix,
+        selection.n_stored_vars,
+        genes=selection.genes,
+        dtype=request.dtype,
+        executor=executor,
+        pool=pool,
+    )
+    return _Cells(X, read_columns(store, rows, request.obs, index), index, dataset)
+
+
+def _locate(store: Store, ranked: Int64Array, order: Int64Array) -> Iterator[Rows]:
+    """Rows of each part, distinct and increasing, so that each is read once; a cell drawn twice is read twice."""
+    for number, where, local in store.selection.spread(ranked):
+        place = order[where]
+        repeated = np.flatnonzero(np.diff(local) == 0) + 1
+        if not len(repeated):
+            yield number, place, local
+            continue
+        # How often each row has come before: the first occurrences are one group, the second ones another, …
+        starts = np.flatnonzero(np.diff(local, prepend=local[0] - 1))
+        before = np.arange(len(local)) - np.repeat(starts, np.diff([*starts, len(local)]))
+        for times in range(int(before.max()) + 1):
+            chosen = before == times
+            yield number, place[chosen], local[chosen]
+
+
+def _cut(cells: _Cells, bounds: slice, request: Request) -> Batch:
+    X = cells.X[bounds] if request.dense else _rows(cells.X, bounds)
+    measured = request.measured
+    dataset = None if measured is None else cells.dataset[bounds]
+    return Batch(X, cells.obs.iloc[bounds], cells.index[bounds], measured, dataset)
+
+
+def _rows(matrix: CSR, bounds: slice) -> CSR:
+    """Some rows as a view: scipy's own slicing copies."""
+    low, high = int(matrix.indptr[bounds.start]), int(matrix.indptr[bounds.stop])
+    indptr = matrix.indptr[bounds.start : bounds.stop + 1] - low
+    arrays = (matrix.data[low:high], matrix.indices[low:high], indptr)
+    rows = sp.csr_matrix(arrays, shape=(bounds.stop - bounds.start, matrix.shape[1]), copy=False)
+    rows.has_canonical_format = True
+    return rows

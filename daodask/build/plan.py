@@ -80,8 +80,8 @@ class Recipe:
     blocks
         Row bounds of its blocks.
     fingerprint
-        Of all that the dataset's bytes depend on; also its token in paths, so that the same input finds its own receipts
-        again and writes the same bytes to the same place.
+        Of all that the dataset's bytes depend on; also its token in paths, so that the same input finds its own
+        receipts again and writes the same bytes to the same place.
     """
 
     study: StudySpec
@@ -151,13 +151,17 @@ class BuildPlan:
             for s in self.spaces
         ]
         lines += [
-            f"layout: blocks of {self.layout.block_rows:,} cells, {self.layout.codec}, "
-            f"shards of {self.layout.shard_bytes / 2**20:.0f} MiB",
+            _layout_line(self.layout),
             "",
             table(header, map(_row, self.studies)),
         ]
         lines += [f"\n{s.id}: {s.action}: {s.reason}" for s in self.studies if s.reason]
         return "\n".join(lines)
+
+
+def _layout_line(layout: Layout) -> str:
+    shards = f"shards of {layout.shard_bytes / 2**20:.0f} MiB"
+    return f"layout: blocks of {layout.block_rows:,} cells, {layout.codec}, {shards}"
 
 
 def _of(organism: str) -> str:

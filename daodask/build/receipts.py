@@ -45,8 +45,8 @@ class FilesReceipt:
 class MatrixReceipt:
     """One matrix of a staged block.
 
-    ``dtype`` is that of the staged values, ``integral`` whether they are non-negative whole numbers, ``largest`` the
-    largest absolute value, ``total`` and ``kept`` the sums before and after streamlining.
+    ``dtype`` is that of the staged values, ``integral`` whether they are non-negative whole numbers up to 2**53,
+    ``largest`` the largest absolute value, ``total`` and ``kept`` the sums before and after streamlining.
     """
 
     nnz: int

@@ -15,7 +15,7 @@ from daodask.build.spec import BuildSpec, FeatureSpec, StudySpec, load_spec
 from daodask.build.steps import build_study
 from daodask.build.tasks import inspect_study
 from daodask.drive import Progress, Steps, drive
-from daodask.errors import DaodaskError, StreamlineError
+from daodask.errors import DaodaskError, SpecError, StoreNotFoundError, StreamlineError
 from daodask.format.manifest import DatasetInfo, Snapshot
 from daodask.format.spec import feature_path
 from daodask.runners import Runner, Task, open_runner
@@ -136,7 +136,8 @@ def _plan(
     snapshot = latest_snapshot(location)
     facts = drive({s.id: _look(s, spec, sources[s.id], snapshot) for s in spec.studies}, runner, progress)
     spaces = [_make_space(f, spec, facts) for f in spec.features]
-    return make_plan(location, spec, spaces, facts, snapshot, replace_changed=replace_changed)
+    made = [space for space in spaces if space is not None]
+    return make_plan(location, spec, made, facts, snapshot, replace_changed=replace_changed)
 
 
 def _look(study: StudySpec, spec: BuildSpec, source: Any, snapshot: Snapshot | None) -> Steps[StudyFacts]:
@@ -150,13 +151,24 @@ def _fingerprint_of(dataset: DatasetInfo) -> Fingerprint:
     return Fingerprint(*(dataset.source[name] for name in ("size", "stamp", "digest")))
 
 
-def _make_space(spec: FeatureSpec, build: BuildSpec, facts: Mapping[str, StudyFacts | Exception]) -> Space:
-    reference = read_reference(spec.reference.read()) if isinstance(spec.reference, StoreLocation) else None
-    synonyms = read_synonyms(spec.synonyms.read()) if spec.synonyms else None
+def _make_space(spec: FeatureSpec, build: BuildSpec, facts: Mapping[str, StudyFacts | Exception]) -> Space | None:
+    """The feature space; ``None`` where the studies' own names make it and none of them could be looked at."""
+    given = spec.reference
+    reference = read_reference(_read_table(given, spec, "reference")) if isinstance(given, StoreLocation) else None
+    synonyms = read_synonyms(_read_table(spec.synonyms, spec, "synonyms")) if spec.synonyms else None
     looked_at = [(s, facts[s.id]) for s in build.studies if s.features == spec.name]
     names = [f.genes[s.matrix] for s, f in looked_at if isinstance(f, StudyFacts)]
+    if reference is None and looked_at and not names:
+        return None
     features = feature_space(spec, reference, names)
     return Space(spec, features, GeneLookup.build(features, reference, synonyms))
+
+
+def _read_table(location: StoreLocation, spec: FeatureSpec, key: str) -> bytes:
+    try:
+        return location.read()
+    except StoreNotFoundError as error:  # of a table that the build file names, not of a store
+        raise SpecError(f"features {spec.name!r}: {key}: {error}") from error
 
 
 # -- the end -------------------------------------------------------------------------------------------------------

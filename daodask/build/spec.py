@@ -464,7 +464,14 @@ def _uns(section: Section) -> Mapping[str, Any]:
     facts = section.section("uns")
     if "organism" in facts:
         facts.text("organism")
-    return {key: _plain(value, facts.at(key)) for key, value in facts.values.items()}
+    return _plain_mapping(facts)
+
+
+def _plain_mapping(section: Section) -> dict[str, Any]:
+    for key in section.values:
+        if not key or "/" in key:
+            raise SpecError(f"{section.path}: expected keys without '/', got {key!r}")
+    return {key: _plain(value, section.at(key)) for key, value in section.values.items()}
 
 
 def _plain(value: object, path: str) -> Any:
@@ -476,6 +483,5 @@ def _plain(value: object, path: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v, f"{path}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, Mapping):
-        section = Section.of(value, path)
-        return {key: _plain(v, section.at(key)) for key, v in section.values.items()}
+        return _plain_mapping(Section.of(value, path))
     return label(value, path)

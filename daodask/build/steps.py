@@ -28,7 +28,7 @@ from daodask.drive import Steps
 from daodask.format.chunks import shard_bounds
 from daodask.format.groups import CSRLayout
 from daodask.format.manifest import DatasetInfo, MatrixInfo
-from daodask.format.spec import CHECKSUMS, exact_integer_dtype, index_dtype
+from daodask.format.spec import CHECKSUMS, exact_integer_dtype, index_dtype, served_dtype
 from daodask.runners import Runner, Task
 from daodask.sources import Fingerprint, SourceAddress
 from daodask.types import Int64Array
@@ -70,7 +70,7 @@ def _study_job(plan: BuildPlan, recipe: Recipe) -> StudyJob:
     return StudyJob(
         scratch=plan.location / recipe.scratch_path,
         dataset=plan.location / recipe.dataset_path,
-        matrices=(MatrixJob("X", study.matrix, study.kind), *layers),
+        matrices=(MatrixJob("X", study.matrix, study.kind, floats=bool(study.dtype)), *layers),
         obsm=recipe.facts.obsm,
         blocks=recipe.blocks,
         n_vars=len(recipe.space.features),
@@ -98,11 +98,13 @@ def _lay_out(job: StudyJob, matrix: MatrixJob, staged: Sequence[BlockReceipt]) -
 
 
 def _final_dtype(matrix: MatrixJob, staged: Sequence[BlockReceipt]) -> np.dtype[Any]:
-    """The smallest dtype that holds every block exactly."""
+    """The smallest dtype that holds every block exactly; the smallest float where floats are asked for."""
     receipts = [block.matrices[matrix.name] for block in staged]
-    if all(r.integral for r in receipts):
-        return exact_integer_dtype(int(max((r.largest for r in receipts), default=0)))
-    return np.result_type(*(np.dtype(r.dtype) for r in receipts))
+    if not all(r.integral for r in receipts):
+        return np.result_type(*(np.dtype(r.dtype) for r in receipts))
+    largest = max((r.largest for r in receipts), default=0.0)
+    exact = exact_integer_dtype(int(largest))
+    return served_dtype(exact, largest) if matrix.floats else exact
 
 
 def _shards(layout: CSRLayout, staged: Sequence[BlockReceipt]) -> Iterator[Shard]:

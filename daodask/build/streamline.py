@@ -180,8 +180,8 @@ def streamline_obs(
     Returns
     -------
     DataFrame
-        Indexed by cell names as ``object``. Numbers and booleans keep their dtype, nullable or not; categoricals their
-        categories and order; text is ``object``, or categorical where some is missing.
+        Indexed by cell names as ``object``. Numbers and booleans keep their dtype, whole ones and booleans nullable or
+        not; categoricals their categories and order; text is ``object``, or categorical where some is missing.
 
     Raises
     ------
@@ -243,7 +243,7 @@ def _filled(column: pd.Series[Any], name: str, value: Label) -> pd.Series[Any]:
                 f"column to text, or choose another value"
             )
         if isinstance(value, float) and not value.is_integer() and pd.api.types.is_integer_dtype(column.dtype):
-            column = column.astype("Float64")
+            column = column.astype(np.float64)
         return column.fillna(value)
     kind = _label_kind(column.cat.categories)
     if kind and not isinstance(value, kind):
@@ -370,8 +370,10 @@ def _stored(column: pd.Series[Any], name: str, *, check_name: bool = True) -> pd
         return _of_objects(column.astype(object), name)
     if dtype.kind not in "biuf":
         raise _unstorable(name, str(dtype))
-    # No parquet tool reads halves.
-    return column.astype(np.float32) if dtype == np.float16 else column
+    if dtype.kind == "f":
+        # AnnData has no nullable floats, where NaN says the same, and no parquet tool reads halves.
+        return column.astype(np.float64 if np.dtype(str(dtype).lower()).itemsize == 8 else np.float32)
+    return column
 
 
 def _stored_categorical(column: pd.Series[Any], name: str) -> pd.Series[Any]:

@@ -95,11 +95,15 @@ def _obsm_info(source: Source, name: str) -> ObsmInfo:
 
 @dataclass(frozen=True, slots=True)
 class MatrixJob:
-    """A matrix to make: its name in the store, where it is in the source, and what its values are."""
+    """A matrix to make: its name in the store, where it is in the source, and what its values are.
+
+    ``floats`` asks for a floating dtype where whole numbers would be stored as integers.
+    """
 
     name: str
     source: str
     kind: str
+    floats: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +173,15 @@ def _stage_matrix(
     job.staged(block, matrix.name, "data").write(csr.data.tobytes())
     job.staged(block, matrix.name, "indices").write(csr.indices.astype(index_dtype(job.n_vars)).tobytes())
     job.staged(block, matrix.name, "lengths").write(np.diff(csr.indptr).astype(np.int64).tobytes())
-    integral = csr.dtype.kind == "u" or bool(np.all((csr.data >= 0) & (csr.data == np.floor(csr.data))))
+    integral = csr.dtype.kind == "u" or _are_whole(csr.data)
     return MatrixReceipt(
         csr.nnz, csr.dtype.name, integral, float(mapped.largest), float(mapped.total), float(mapped.kept)
     )
+
+
+def _are_whole(values: AnyArray) -> bool:
+    """Whether they are non-negative whole numbers of which a float has every one."""
+    return bool(np.all((values >= 0) & (values <= 2**53) & (values == np.floor(values))))
 
 
 def _write_obsm(job: StudyJob, source: Source, array: ObsmInfo, block: int, bounds: tuple[int, int]) -> FileReceipt:

@@ -1,9 +1,9 @@
 """One-dimensional zarr v3 arrays as bytes: where a chunk lies, how it is decoded, and how a shard is encoded. Pure.
 
-zarr-python reads and writes the same bytes, but chunk by chunk through a pipeline of coroutines. Here a shard is encoded
-whole, so that it is one request, its digest is known without reading it back, and it is the same to the byte on every
-runner; and chunks are decoded straight from byte ranges, which is what makes reading fast. What is not of the few forms
-known here has no :class:`ArraySpec`, and is left to zarr-python.
+zarr-python reads and writes the same bytes, but chunk by chunk through a pipeline of coroutines. Here a shard is
+encoded whole, so that it is one request, its digest is known without reading it back, and it is the same to the byte
+on every runner; and chunks are decoded straight from byte ranges, which is what makes reading fast. What is not of the
+few forms known here has no :class:`ArraySpec`, and is left to zarr-python.
 """
 
 from __future__ import annotations
@@ -103,7 +103,12 @@ def _parse(metadata: Mapping[str, Any]) -> ArraySpec | None:
         known = known and _is_little(sharding["index_codecs"][0], np.dtype(np.uint64))
         codecs, sharded, at_end = sharding["codecs"], True, sharding.get("index_location", "end") == "end"
     compression, checksum = _pipeline([c["name"] for c in codecs])
-    known = known and dtype.kind in "iufb" and _is_little(codecs[0], dtype) and isinstance(metadata["fill_value"], int | float)
+    known = (
+        known
+        and dtype.kind in "iufb"
+        and _is_little(codecs[0], dtype)
+        and isinstance(metadata["fill_value"], int | float)
+    )
     if not known:
         return None
     separator = keys.get("configuration", {}).get("separator", "/")
@@ -125,7 +130,8 @@ def _pipeline(names: list[str]) -> tuple[str, bool]:
     return (steps[1] if len(steps) == 2 else ""), checksum
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------
+# -- reading
+# ------------------------------------------------------------------------------------------------------------
 
 
 def decode_index(data: bytes, spec: ArraySpec, where: str) -> AnyArray:
@@ -175,7 +181,9 @@ def _decode_blosc(view: memoryview, spec: ArraySpec, out: AnyArray, where: str) 
     # The header tells the sizes before and after; the library itself trusts it and would write past the end.
     sizes = _BLOSC_HEADER.unpack_from(view)[4:] if len(view) >= _BLOSC_HEADER.size else None
     if sizes is None or sizes[0] != spec.chunk_bytes or sizes[2] != len(view):
-        raise CorruptStoreError(f"{where}: expected a Blosc chunk of {spec.chunk_bytes} bytes, got {sizes or len(view)}")
+        raise CorruptStoreError(
+            f"{where}: expected a Blosc chunk of {spec.chunk_bytes} bytes, got {sizes or len(view)}"
+        )
     try:
         blosc.decompress(view, out)
     except RuntimeError as error:
@@ -194,7 +202,8 @@ def _decode_zstd(view: memoryview, spec: ArraySpec, out: AnyArray, where: str) -
     out[:] = np.frombuffer(decoded, dtype=spec.dtype)
 
 
-# -- writing ------------------------------------------------------------------------------------------------------------
+# -- writing
+# ------------------------------------------------------------------------------------------------------------
 
 
 def shard_bounds(length: int, shard_length: int) -> Iterator[tuple[int, int]]:

@@ -52,12 +52,13 @@ class Codec:
             return with_checksum(little.tobytes())
         from numcodecs import blosc
 
-        return with_checksum(blosc.compress(little, self.cname.encode(), self.clevel, blosc.SHUFFLE, 0))
+        return with_checksum(bytes(blosc.compress(little, self.cname.encode(), self.clevel, blosc.SHUFFLE, 0)))
 
 
 def with_checksum(data: bytes) -> bytes:
     """The bytes followed by their crc32c, little-endian."""
-    return data + google_crc32c.value(data).to_bytes(CHECKSUM_BYTES, "little")
+    checksum: int = google_crc32c.value(data)
+    return data + checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
 CODECS: Final = {"lz4": Codec("lz4", 5), "zstd": Codec("zstd", 5), "none": Codec("", 0)}

@@ -98,7 +98,9 @@ class FeatureSpace:
         """The feature space as a parquet file that any parquet tool reads: the id column first."""
         columns = {GENE_ID: pa.array(self.var.index.astype(str), pa.string())}
         for name in self.var.columns:
-            columns[str(name)] = pa.Array.from_pandas(self.var[name])
+            array = pa.Array.from_pandas(self.var[name])
+            # Some dtypes of text become large_string: the file is the same whatever pandas holds text in.
+            columns[str(name)] = array.cast(pa.string()) if pa.types.is_large_string(array.type) else array
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns), buffer, compression="zstd")
         return buffer.getvalue()
@@ -110,5 +112,5 @@ class FeatureSpace:
         frame = table.to_pandas(ignore_metadata=True, strings_to_categorical=False)
         for column in frame.columns[frame.dtypes.map(pd.api.types.is_string_dtype)]:
             frame[column] = frame[column].astype(object)
-        frame.index = pd.Index(frame.pop(GENE_ID), dtype=object, name=None)
+        frame.index = pd.Index(frame.pop(GENE_ID).to_numpy(), dtype=object)
         return cls(name, frame, organism)

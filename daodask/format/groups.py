@@ -56,8 +56,12 @@ class ObsmLayout:
 
 _METADATA = "zarr.json"
 
-#: Elements of an indptr chunk: half a megabyte before compression, four blocks of rows.
-_INDPTR_CHUNK = 65_536
+#: Elements of an indptr chunk, which a run of rows from anywhere decodes: 32 kB before compression.
+_INDPTR_CHUNK = 4_096
+#: Elements of an obs chunk, where a dataset has more cells than that; most columns are codes of one or two bytes.
+_OBS_CHUNK = 65_536
+#: Elements of a file of indptr or of an obs column.
+_ROW_SHARD = 2**20
 
 
 def encode_group(
@@ -85,7 +89,8 @@ def encode_group(
     for name, element in (("obs", obs), ("var", var), ("uns", dict(uns))):
         # Said here, not by anndata's settings: what is written must not depend on what the user set for other files,
         # and settings belong to the whole process, in which another thread may be writing too.
-        write_elem(root, name, element, dataset_kwargs={"shards": None})
+        cutting = {"chunks": (_OBS_CHUNK,), "shards": (_ROW_SHARD,)} if name == "obs" and len(obs) > _OBS_CHUNK else {}
+        write_elem(root, name, element, dataset_kwargs={"shards": None, **cutting})
     for name in ("layers", "obsm"):
         root.create_group(name, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
     for matrix in matrices:
@@ -109,8 +114,8 @@ def _create_csr(root: Any, matrix: CSRLayout, indptr: Any, codec: Codec) -> None
     group = root.create_group(matrix.name, attributes=attributes)
     for path, dtype, shard in matrix.arrays():
         _create_array(group, path.rpartition("/")[2], (matrix.nnz,), dtype, (matrix.chunk_length,), (shard,), codec)
-    chunk = (max(1, min(_INDPTR_CHUNK, len(indptr))),)
-    array = _create_array(group, "indptr", indptr.shape, "int64", chunk, None, codec)
+    shard = min(_ROW_SHARD, -(-len(indptr) // _INDPTR_CHUNK) * _INDPTR_CHUNK)
+    array = _create_array(group, "indptr", indptr.shape, "int64", (_INDPTR_CHUNK,), (shard,), codec)
     array[:] = indptr
 
 
@@ -155,5 +160,6 @@ def _arrow_column(values: pd.Series) -> pa.Array:
     if isinstance(values.dtype, pd.CategoricalDtype) and len(values.cat.categories) == 0:
         # pandas gives a category-less dictionary the value type null, which parquet readers differ on.
         return pa.array([None] * len(values), pa.dictionary(pa.int32(), pa.string()))
-    array = pa.Array.from_pandas(values)
+    # Text without a value to tell by, as in a study without a cell, would become a column of type null.
+    array = pa.Array.from_pandas(values, type=pa.string() if values.dtype == object else None)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

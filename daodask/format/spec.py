@@ -44,9 +44,9 @@ SCRATCH: Final = "scratch"
 #: Ids become path parts and URL parts, so they hold no separator, no space and no leading dot.
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
-#: Every store has these obs columns; a study may not bring its own of that name.
+#: Every store has these obs columns, the last one as AnnData's name of the index; a study may not bring its own.
 OBS_NAMES: Final = "obs_names"
-RESERVED_OBS_COLUMNS: Final = ("dataset", OBS_NAMES)
+RESERVED_OBS_COLUMNS: Final = ("dataset", OBS_NAMES, "_index")
 
 #: The boolean column of a dataset's var that says which genes the study measured.
 VAR_MEASURED: Final = "measured"

@@ -61,8 +61,8 @@ def with_text_names(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def plain_facts(values: Mapping[str, Any]) -> dict[str, Label]:
-    """Those entries that are one string, number or boolean, as Python values."""
-    plain = {str(name): _python_value(value) for name, value in values.items()}
+    """Those entries that are one string, number or boolean, as Python values; none of a name that is a path."""
+    plain = {str(name): _python_value(value) for name, value in values.items() if name and "/" not in str(name)}
     return {name: value for name, value in plain.items() if isinstance(value, str | int | float | bool)}
 
 

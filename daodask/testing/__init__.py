@@ -26,7 +26,7 @@ _CELL_TYPES = ("B cell", "T cell", "Größenzelle")
 def coordinate_counts(rows: Int64Array, n_vars: int, *, density: float = 0.25, seed: int = 0) -> CSR:
     """Counts of which each says its place: a non-zero of row number r and gene j is ``1 + r * n_vars + j``.
 
-    Where the non-zeros are depends on the row number and the seed alone, so that any selection of rows can be made anew.
+    Where the non-zeros are depends on row number and seed alone, so that any selection of rows can be made anew.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def coordinate_adata(n_obs: int, n_vars: int = 32, *, first: int = 0, density: f
     AnnData
         ``X`` as :func:`coordinate_counts` makes it; the layer ``half``, half of that; ``obsm["place"]``, the row number
         and its negative; obs with the row number as ``row`` and in the cell's name, a categorical ``cell_type`` with
-        some missing, an int64 ``n_counts``, a float64 ``score`` with some missing, a boolean ``odd`` and a text ``note``.
+        some missing, an int64 ``n_counts``, a float64 ``score`` with some missing, a boolean ``odd``, a text ``note``.
     """
     import anndata
 
@@ -110,7 +110,7 @@ def random_store(
 ) -> Store:
     """Build a small store of studies as :func:`coordinate_adata` makes them, and open it (computes).
 
-    Row r of the store is row number r of the studies, so ``store.X`` equals ``coordinate_counts(range(n_obs), n_vars)``.
+    Row r of the store has row number r, so that ``store.X`` equals ``coordinate_counts(range(n_obs), n_vars)``.
 
     Parameters
     ----------

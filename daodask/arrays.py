@@ -1,0 +1,265 @@
+"""Element ranges of a dataset's one-dimensional arrays, read from byte ranges.
+
+An array whose codecs are known (see :class:`~daodask.format.chunks.ArraySpec`) is read directly: the shard's index is
+cached, neighbouring chunks are one request, chunks are decoded into place. Any other is left to zarr-python, with
+equal results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from daodask.errors import CorruptStoreError
+from daodask.format.chunks import ABSENT, ArraySpec, decode_chunk, decode_index
+from daodask.storage import StoreLocation
+from daodask.types import AnyArray, Int64Array
+
+__all__ = ["Array", "Extent", "group_attributes", "open_array", "take"]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Neighbouring chunks that are one byte range of one file.
+
+    Parameters
+    ----------
+    path
+        File, below the dataset.
+    start, stop
+        Its byte range.
+    chunks
+        Number of each chunk in the array, and its byte bounds within the range.
+    """
+
+    path: str
+    start: int
+    stop: int
+    chunks: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A one-dimensional array of a dataset.
+
+    Parameters
+    ----------
+    dataset
+        The dataset's directory.
+    path
+        Of the array below it.
+    spec
+        How it is stored; ``None`` where only zarr-python knows.
+    """
+
+    dataset: StoreLocation
+    path: str
+    spec: ArraySpec | None
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.dataset}/{self.path}"
+
+    def extents(self, first: int, last: int) -> Iterator[Extent]:
+        """Byte ranges of the chunks ``[first, last)`` of an array with a spec; reads shard indexes that are not cached.
+
+        Raises
+        ------
+        CorruptStoreError
+            A chunk is absent: a dataset has all of its chunks.
+        """
+        spec = _known(self)
+        while first < last:
+            shard, inside = divmod(first, spec.chunks_per_shard)
+            stop = min(last, (shard + 1) * spec.chunks_per_shard)
+            path = f"{self.path}/{spec.prefix}{shard}"
+            bounds = _chunk_bounds(self, path)[inside : inside + stop - first].tolist()
+            yield from _coalesce(path, first, bounds, self.where)
+            first = stop
+
+    def decode(self, extent: Extent, data: bytes, scratch: AnyArray) -> Iterator[tuple[int, AnyArray]]:
+        """First element and values of each chunk of an extent; the values are gone when the next one is asked for."""
+        spec = _known(self)
+        view = memoryview(data)
+        for number, start, stop in extent.chunks:
+            decode_chunk(view[start:stop], spec, scratch, self.where)
+            first = number * spec.chunk_length
+            yield first, scratch[: spec.length - first]
+
+    def scratch(self) -> AnyArray:
+        """Room for one decoded chunk."""
+        spec = _known(self)
+        return np.empty(spec.chunk_length, dtype=spec.dtype)
+
+    def read(self, start: int, stop: int) -> AnyArray:
+        """Elements ``[start, stop)`` (computes)."""
+        if self.spec is None:
+            return np.asarray(_zarr_array(self.dataset, self.path)[start:stop])
+        out = np.empty(stop - start, dtype=self.spec.dtype)
+        extents = list(
+            self.extents(start // self.spec.chunk_length, -(-stop // self.spec.chunk_length)) if stop > start else ()
+        )
+        read = self.dataset.read_ranges([(e.path, e.start, e.stop) for e in extents])
+        scratch = self.scratch()
+        for extent, data in zip(extents, read, strict=True):
+            for first, values in self.decode(extent, data, scratch):
+                low, high = max(first, start), min(first + len(values), stop)
+                out[low - start : high - start] = values[low - first : high - first]
+        return out
+
+
+def _known(array: Array) -> ArraySpec:
+    if array.spec is None:
+        raise TypeError(f"{array.where} is read by zarr-python")
+    return array.spec
+
+
+def _coalesce(path: str, first: int, bounds: Sequence[Sequence[int]], where: str) -> Iterator[Extent]:
+    chunks: list[tuple[int, int, int]] = []
+    begin = end = 0
+    for number, (offset, size) in enumerate(bounds, start=first):
+        if offset == ABSENT:
+            raise CorruptStoreError(f"{where}: chunk {number} is absent from {path}; restore the file")
+        if chunks and offset != end:
+            yield Extent(path, begin, end, tuple(chunks))
+            chunks = []
+        begin = begin if chunks else offset
+        end = offset + size
+        chunks.append((number, offset - begin, end - begin))
+    if chunks:
+        yield Extent(path, begin, end, tuple(chunks))
+
+
+# -- metadata ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Metadata:
+    specs: dict[str, ArraySpec | None]
+    attributes: dict[str, dict[str, Any]]
+
+
+@lru_cache(maxsize=4096)
+def _metadata(dataset: StoreLocation) -> _Metadata:
+    """Specs and attributes of all that is in a dataset, of the consolidated metadata: one request."""
+    root = json.loads((dataset / "zarr.json").read())
+    members = (root.get("consolidated_metadata") or {}).get("metadata")
+    if members is None:
+        raise CorruptStoreError(f"expected consolidated metadata in {dataset}/zarr.json, found none; restore the file")
+    specs = {path: ArraySpec.parse(m) for path, m in members.items() if m["node_type"] == "array"}
+    return _Metadata(specs, {path: m.get("attributes", {}) for path, m in members.items()})
+
+
+def open_array(dataset: StoreLocation, path: str) -> Array:
+    """An array of a dataset by its path, such as ``"X/indptr"``.
+
+    Raises
+    ------
+    CorruptStoreError
+        The dataset has no such array.
+    """
+    metadata = _metadata(dataset)
+    if path not in metadata.specs:
+        raise CorruptStoreError(f"expected an array {path!r} in {dataset}, found none; restore the dataset's zarr.json")
+    return Array(dataset, path, metadata.specs[path])
+
+
+def group_attributes(dataset: StoreLocation, path: str) -> dict[str, Any]:
+    """Attributes of a member of a dataset; of none where there is no such member."""
+    return _metadata(dataset).attributes.get(path, {})
+
+
+@lru_cache(maxsize=256)
+def _zarr_array(dataset: StoreLocation, path: str) -> Any:
+    import zarr
+
+    return zarr.open_array(dataset.zarr_store(), path=path, mode="r")
+
+
+# -- caches of what is small and asked for again -----------------------------------------------------------------------
+
+
+class _ByteCache:
+    """The most recently used arrays, up to a number of bytes; any thread may use it."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._items: OrderedDict[object, AnyArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object) -> AnyArray | None:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+            return self._items.get(key)
+
+    def put(self, key: object, value: AnyArray) -> AnyArray:
+        with self._lock:
+            if key not in self._items:
+                self._items[key] = value
+                self._bytes += value.nbytes
+            while self._bytes > self._most_bytes and len(self._items) > 1:
+                self._bytes -= self._items.popitem(last=False)[1].nbytes
+        return value
+
+    def renew_lock(self) -> None:
+        """A process that was forked may have inherited a lock that nobody will release."""
+        self._lock = threading.Lock()
+
+
+#: 16 bytes a chunk: a million chunks, which is 64 million cells.
+_INDEXES = _ByteCache(32 * 2**20)
+#: Chunks of indptr and obs columns, which the runs of a shuffle ask for again and again: 8 million rows of indptr.
+_CHUNKS = _ByteCache(64 * 2**20)
+os.register_at_fork(after_in_child=_INDEXES.renew_lock)
+os.register_at_fork(after_in_child=_CHUNKS.renew_lock)
+
+
+def _chunk_bounds(array: Array, path: str) -> AnyArray:
+    """Offset and size of each chunk of a shard."""
+    spec = _known(array)
+    key = (array.dataset, path)
+    found = _INDEXES.get(key)
+    if found is not None:
+        return found
+    size = (array.dataset / path).size() if not spec.sharded or spec.index_at_end else 0
+    if not spec.sharded:
+        return _INDEXES.put(key, np.array([[0, size]], dtype=np.uint64))
+    start = size - spec.index_bytes if spec.index_at_end else 0
+    (data,) = array.dataset.read_ranges([(path, start, start + spec.index_bytes)])
+    return _INDEXES.put(key, decode_index(data, spec, f"{array.dataset}/{path}"))
+
+
+def take(array: Array, positions: Int64Array) -> AnyArray:
+    """Elements at increasing positions, through a cache of decoded chunks (computes)."""
+    if array.spec is None:
+        first, last = int(positions[0]), int(positions[-1])
+        return array.read(first, last + 1)[positions - first]
+    out = np.empty(len(positions), dtype=array.spec.dtype)
+    numbers = positions // array.spec.chunk_length
+    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(positions)]
+    for low, high in pairwise(cuts):
+        if low < high:
+            number = int(numbers[low])
+            out[low:high] = _cached_chunk(array, number)[positions[low:high] - number * array.spec.chunk_length]
+    return out
+
+
+def _cached_chunk(array: Array, number: int) -> AnyArray:
+    key = (array.dataset, array.path, number)
+    found = _CHUNKS.get(key)
+    if found is not None:
+        return found
+    spec = _known(array)
+    return _CHUNKS.put(key, array.read(number * spec.chunk_length, min((number + 1) * spec.chunk_length, spec.length)))

@@ -1,0 +1,118 @@
+"""Obs columns of cells from anywhere in a store, as cheap as their counts: codes and numbers straight from zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from daodask.arrays import open_array, take
+from daodask.batches.schedule import Labels
+from daodask.blocks import BlockAddress, empty_obs, read_obs
+from daodask.format.manifest import DatasetInfo, ObsColumn
+from daodask.storage import StoreLocation
+from daodask.store import Store
+from daodask.types import AnyArray, Int64Array
+
+__all__ = ["Rows", "read_columns", "read_labels"]
+
+#: Some rows of one part: its number, where they go in the result, and their row numbers in the dataset.
+Rows = tuple[int, Int64Array, Int64Array]
+
+
+def read_columns(store: Store, rows: Sequence[Rows], columns: Sequence[str], index: Int64Array) -> pd.DataFrame:
+    """Obs columns of rows, in the order of their places, in the store's shared dtypes (computes).
+
+    Parameters
+    ----------
+    store
+        Whose parts ``rows`` speaks of.
+    rows
+        Their places are together ``0 … len(index) - 1``.
+    columns
+        Names of obs columns.
+    index
+        Row numbers in the store: the index of the result.
+    """
+    schema = {c.name: c for c in store.obs_schema}
+    frame = pd.DataFrame(index=pd.Index(index, dtype=np.int64))
+    for name in columns:
+        column = schema.get(name)
+        if name == "dataset":
+            frame[name] = _dataset_column(store, rows, len(index))
+        elif column is None or column.dtype == "string" or (column.nullable and column.dtype != "category"):
+            frame[name] = _from_parquet(store, rows, name, len(index))
+        elif column.dtype == "category":
+            codes = _codes(store, rows, column, len(index))
+            frame[name] = pd.Categorical.from_codes(codes, dtype=_dtype(store, name), validate=False)
+        else:
+            frame[name] = _numbers(store, rows, column, len(index))
+    return frame
+
+
+def read_labels(store: Store, column: str) -> Labels:
+    """Labels of all selected cells, which reads the whole column (computes)."""
+    pieces = [
+        store.read_part_obs(number, [column])[column].reset_index(drop=True)
+        for number, part in enumerate(store.selection.parts)
+        if part.n_obs
+    ]
+    values = pd.concat(pieces, ignore_index=True) if pieces else empty_obs(store.obs_schema, ())[column]
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype("category")
+    return Labels(tuple(values.cat.categories), values.cat.codes.to_numpy().astype(np.int64))
+
+
+def _dtype(store: Store, name: str) -> pd.CategoricalDtype:
+    dtype = store.obs_dtypes[name]
+    if not isinstance(dtype, pd.CategoricalDtype):
+        raise TypeError(f"obs column {name!r} is {dtype}, not categorical")
+    return dtype
+
+
+def _dataset_column(store: Store, rows: Sequence[Rows], n: int) -> pd.Categorical:
+    codes = np.empty(n, dtype=np.int64)
+    for number, place, _ in rows:
+        codes[place] = number
+    return pd.Categorical.from_codes(codes, dtype=_dtype(store, "dataset"), validate=False)
+
+
+def _codes(store: Store, rows: Sequence[Rows], column: ObsColumn, n: int) -> Int64Array:
+    """Codes of a categorical in the store's categories."""
+    codes = np.full(n, -1, dtype=np.int64)
+    position = {label: code for code, label in enumerate(column.categories)}
+    for number, place, local in rows:
+        info = store.dataset_infos[number]
+        summary = info.column.get(column.name)
+        if summary is not None:
+            own = take(open_array(_directory(store, info), f"obs/{column.name}/codes"), local)
+            # -1, a cell without a label, looks up the last entry.
+            lookup = np.array([*(position[label] for label in summary.categories), -1], dtype=np.int64)
+            codes[place] = lookup[own]
+    return codes
+
+
+def _numbers(store: Store, rows: Sequence[Rows], column: ObsColumn, n: int) -> AnyArray:
+    values = np.empty(n, dtype=column.dtype)
+    for number, place, local in rows:
+        values[place] = take(open_array(_directory(store, store.dataset_infos[number]), f"obs/{column.name}"), local)
+    return values
+
+
+def _from_parquet(store: Store, rows: Sequence[Rows], name: str, n: int) -> Any:
+    """Text, and numbers with missing values: whole row groups are decoded for them."""
+    pieces, order = [], np.empty(n, dtype=np.int64)
+    start = 0
+    for number, place, local in rows:
+        info, part = store.dataset_infos[number], store.selection.parts[number]
+        block = BlockAddress(_directory(store, info), info.id, part.offset, int(local[0]), int(local[-1]) + 1, local)
+        pieces.append(read_obs(block, store.obs_schema, store.dataset_ids, [name])[name])
+        order[place] = np.arange(start, start + len(local))
+        start += len(local)
+    return pd.concat(pieces).iloc[order].array
+
+
+def _directory(store: Store, info: DatasetInfo) -> StoreLocation:
+    return store.location / info.path

@@ -1,0 +1,128 @@
+"""Windows read ahead: on threads of this process, or as tasks of a Dask cluster. Both deliver them in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from daodask.batches.schedule import Window
+from daodask.batches.window import Request, make_batches
+from daodask.buffers import BufferPool
+from daodask.store import Store
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["ClusterReader", "LocalReader", "Reader"]
+
+
+class Reader(Protocol):
+    """Turns windows into batches."""
+
+    def read(self, store: Store, windows: Iterator[Window], request: Request) -> Iterator[list[Any]]:
+        """The batches of each window, in the order of the windows."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalReader:
+    """Reads with threads of this process.
+
+    Parameters
+    ----------
+    read_ahead
+        Windows that are read, or wait, beside the one that is being consumed; with 0 a window is read when it is asked
+        for.
+    threads
+        That decode; as many as there are processors by default.
+    pool
+        Memory of windows that are done with.
+    """
+
+    read_ahead: int
+    pool: BufferPool
+    threads: int = 0
+
+    def read(self, store: Store, windows: Iterator[Window], request: Request) -> Iterator[list[Any]]:
+        """The batches of each window; threads end with the iterator."""
+        threads = self.threads or len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(threads, "daodask-decode") as decoders:
+
+            def make(window: Window) -> list[Any]:
+                return make_batches(store, window, request, decoders if threads > 1 else None, self.pool)
+
+            if not self.read_ahead:
+                yield from map(make, windows)
+                return
+            # One thread reads windows one after another: two at once would make each of them late.
+            with ThreadPoolExecutor(1, "daodask-window") as ahead:
+                yield from _ahead(windows, lambda window: ahead.submit(make, window), self.read_ahead)
+
+
+def _ahead(windows: Iterator[Window], submit: Callable[[Window], Future[list[Any]]], depth: int) -> Iterator[list[Any]]:
+    """Keep ``depth`` windows submitted beyond the one that is handed out."""
+    pending: deque[Future[list[Any]]] = deque()
+    try:
+        for window in windows:
+            pending.append(submit(window))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+#: Windows in flight for each thread of the cluster: one that is being read and one that waits for it.
+_TASKS_PER_THREAD = 2
+
+
+@dataclass(frozen=True)
+class ClusterReader:
+    """Reads with tasks of a Dask cluster, a bounded number in flight; a task whose worker dies is run again elsewhere.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    most_windows
+        Windows in flight at most; by default two for each thread of the cluster.
+    """
+
+    client: Client
+    most_windows: int = 0
+
+    def read(self, store: Store, windows: Iterator[Window], request: Request) -> Iterator[list[Any]]:
+        """The batches of each window; what was consumed is released on the cluster."""
+        depth = self.most_windows or max(1, _TASKS_PER_THREAD * sum(self.client.nthreads().values()))
+        shared = self.client.scatter((store, request), broadcast=True, hash=False)
+        pending: deque[Any] = deque()
+        try:
+            for window in windows:
+                pending.append(self.client.submit(_window_task, shared, window, key=_key(window), pure=False))
+                if len(pending) >= depth:
+                    yield self._take(pending)
+            while pending:
+                yield self._take(pending)
+        finally:
+            self.client.cancel(list(pending), force=True)
+
+    def _take(self, pending: deque[Any]) -> list[Any]:
+        future = pending.popleft()
+        batches: list[Any] = future.result()
+        future.release()
+        return batches
+
+
+def _key(window: Window) -> str:
+    return f"read-window-{os.urandom(8).hex()}-{window.number}"
+
+
+def _window_task(shared: tuple[Store, Request], window: Window) -> list[Any]:
+    store, request = shared
+    return make_batches(store, window, request)

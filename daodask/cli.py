@@ -1,0 +1,367 @@
+"""The command line: parse, call, print.
+
+Everything else is imported by the command that needs it, so that ``daodask --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from daodask._cluster import default_workers, open_client
+from daodask._terminal import open_console, show_progress
+from daodask._version import __version__
+from daodask.errors import DaodaskError, FeatureSpaceError, FormatError, SpecError, StoreNotFoundError
+
+if TYPE_CHECKING:
+    from daodask.build.spec import BuildSpec
+
+__all__ = ["EXIT_CODES", "main"]
+
+OK, FAILED, USAGE, NO_STORE, INTERRUPTED = 0, 1, 2, 3, 130
+
+#: What each exit code means, as ``--help`` has it.
+EXIT_CODES: Final = {
+    OK: "all is well: every study is in the store, the store is valid",
+    FAILED: "a study was refused or failed, the store is not valid, or something else went wrong",
+    USAGE: "the command or the build file says something that can't be meant",
+    NO_STORE: "there is no store at the URL, or it can't be read",
+    INTERRUPTED: "interrupted; the store is at its last snapshot",
+}
+
+#: The code of an error is that of the first entry that it is an instance of.
+_CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
+    (KeyboardInterrupt, INTERRUPTED),
+    (SpecError, USAGE),
+    (FeatureSpaceError, USAGE),
+    (StoreNotFoundError, NO_STORE),
+    (FormatError, NO_STORE),
+    (DaodaskError, FAILED),
+    (OSError, NO_STORE),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code, see :data:`EXIT_CODES`.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the program's name; those of the process by default.
+    """
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output wants no more of it (`| head`); the interpreter would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (DaodaskError, OSError, KeyboardInterrupt) as error:
+        print(f"daodask {arguments.command}: {_message(error)}", file=sys.stderr)  # noqa: T201
+        return next(code for kind, code in _CODES if isinstance(error, kind))
+    return code
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the store is at its last snapshot, and the same command goes on from where it was"
+    return str(error) if isinstance(error, DaodaskError) else f"{type(error).__name__}: {error}"
+
+
+def _print(text: object) -> None:
+    print(text)  # noqa: T201  what commands are there for
+
+
+# -- the commands --------------------------------------------------------------------------------------------------
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from daodask.build.run import build_store
+
+    spec = _load_spec(arguments.spec)
+    if arguments.dry_run:
+        return _plan(spec, arguments)
+    with (
+        open_client(arguments.workers, arguments.threads, arguments.scheduler) as client,
+        show_progress(quiet=arguments.quiet) as progress,
+    ):
+        report = build_store(
+            spec,
+            arguments.url,
+            client=client,
+            threads=arguments.threads,
+            replace=arguments.replace,
+            progress=progress,
+        )
+    if arguments.report:
+        _write_text(arguments.report, report.to_json())
+    _print(report.headline() if arguments.quiet else report)
+    return OK if report.ok else FAILED
+
+
+def _plan(spec: BuildSpec, arguments: argparse.Namespace) -> int:
+    """A plan is made in this process: it looks at metadata, for which no cluster has to be started."""
+    from daodask.build.run import plan_build
+
+    with show_progress(quiet=arguments.quiet) as progress:
+        plan = plan_build(spec, arguments.url, threads=default_workers(), replace=arguments.replace, progress=progress)
+    _print(plan)
+    return FAILED if any(study.action in ("refused", "failed") for study in plan.studies) else OK
+
+
+def _load_spec(path: str) -> BuildSpec:
+    from daodask.build.spec import load_spec
+
+    try:
+        return load_spec(path)
+    except StoreNotFoundError as error:  # of the build file, not of a store
+        raise SpecError(f"{error}; give the path or URL of a build file") from error
+
+
+def _write_text(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from daodask._info import info_text, info_values, open_spaces
+
+    stores = open_spaces(arguments.url, features=arguments.features, snapshot=arguments.snapshot)
+    if arguments.json:
+        _print(json.dumps(info_values(stores), indent=2, ensure_ascii=False))
+    else:
+        _print(info_text(stores))
+    return OK
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from daodask.validate import validate_store
+
+    with (
+        open_client(arguments.workers, arguments.threads, arguments.scheduler) as client,
+        show_progress(quiet=arguments.quiet) as progress,
+    ):
+        report = validate_store(
+            arguments.url,
+            features=arguments.features,
+            snapshot=arguments.snapshot,
+            client=client,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    _print(report.to_json() if arguments.json else report)
+    return OK if report.ok else FAILED
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from daodask.demo import run_demo
+
+    agreed = run_demo(
+        arguments.path,
+        inputs=arguments.input,
+        by=arguments.by,
+        workers=arguments.workers,
+        threads=arguments.threads,
+        console=open_console(),
+    )
+    return OK if agreed else FAILED
+
+
+# -- the parser ----------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = argparse.ArgumentParser(
+        prog="daodask",
+        description="Many single-cell studies into one store, built in parallel and opened lazily, wherever it is.",
+        epilog=f"{_MAIN_EXAMPLES}\nexit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"daodask {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_build, _add_info, _add_validate, _add_demo):
+        add(commands.add_parser)
+    return parser
+
+
+_AddParser: TypeAlias = Callable[..., argparse.ArgumentParser]
+
+
+def _add(
+    add_parser: _AddParser, name: str, run: Callable[[argparse.Namespace], int], about: str, epilog: str
+) -> argparse.ArgumentParser:
+    parser = add_parser(
+        name,
+        help=about.partition(":")[0],
+        description=about,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_build(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "build", _build, _BUILD_ABOUT, _BUILD_EXAMPLES)
+    parser.add_argument("spec", metavar="SPEC", help="build file (YAML): path or URL")
+    parser.add_argument("url", metavar="URL", help="where the store is or will be: path or URL; what is there stays")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    parser.add_argument("--replace", action="store_true", help="put studies that changed in the place of what is there")
+    _add_cluster(parser)
+    parser.add_argument("--report", metavar="FILE.json", help="write the report there too, as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress, and the report in one line")
+
+
+def _add_info(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "info", _info, _INFO_ABOUT, _INFO_EXAMPLES)
+    _add_store(parser)
+    parser.add_argument("--json", action="store_true", help="as JSON, with all labels and their counts")
+
+
+def _add_validate(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "validate", _validate, _VALIDATE_ABOUT, _VALIDATE_EXAMPLES)
+    _add_store(parser)
+    _add_cluster(parser, in_process=True)
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_demo(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "demo", _demo, _DEMO_ABOUT, _DEMO_EXAMPLES)
+    parser.add_argument("path", metavar="PATH", nargs="?", help="directory to work in; a new temporary one by default")
+    parser.add_argument(
+        "--input", metavar="FILE", nargs="+", default=[], help="your own h5ad files instead of the demo's"
+    )
+    parser.add_argument("--by", metavar="COLUMN", help="obs column to total by, with --input (default: dataset)")
+    parser.add_argument("--workers", **_workers(None))
+    parser.add_argument("--threads", **_threads(1))
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="the store: path or URL")
+    parser.add_argument("--features", metavar="NAME", help="only this feature space (default: all)")
+    parser.add_argument("--snapshot", metavar="N", type=int, help="number of the snapshot (default: the newest)")
+
+
+def _add_cluster(parser: argparse.ArgumentParser, *, in_process: bool = False) -> None:
+    """Where to work: by default on a local cluster, or in this process on as many threads as there are cores."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--scheduler", metavar="ADDRESS", help="work on a running Dask cluster, as tcp://10.0.0.5:8786")
+    where.add_argument("--workers", **_workers(0 if in_process else None))
+    parser.add_argument("--threads", **_threads(default_workers() if in_process else 1))
+
+
+def _workers(default: int | None) -> dict[str, Any]:
+    said = "one per core" if default is None else default
+    text = f"processes of a local Dask cluster; 0: work in this process (default: {said})"
+    return {"metavar": "N", "type": _natural(0), "default": default, "help": text}
+
+
+def _threads(default: int) -> dict[str, Any]:
+    return {"metavar": "N", "type": _natural(1), "default": default, "help": f"of each process (default: {default})"}
+
+
+def _natural(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return number
+
+
+# -- what help teaches ---------------------------------------------------------------------------------------------
+
+_MAIN_EXAMPLES = """\
+start here:
+  daodask demo                               the whole way on real cells, in a temporary directory
+  daodask build atlas.yaml gs://bucket/atlas --dry-run
+  daodask build atlas.yaml gs://bucket/atlas
+  daodask info gs://bucket/atlas
+  daodask COMMAND --help                     more on a command
+"""
+
+_BUILD_ABOUT = """\
+Streamline the studies of a build file into a store: genes onto one feature space, obs onto one schema.
+
+Each study is committed whole or not at all: what is refused or fails is reported with its reason, and the others are
+in. A build that was cut off goes on where it was when the same command is run again; one that is complete does nothing.
+"""
+
+_BUILD_EXAMPLES = """\
+a small build file:
+  features: {name: human, reference: genes.csv.gz}    # id,symbol,version,length,biotype; or union | intersection
+  obs:
+    cell_type: {missing: unknown}
+  studies:
+    - id: pbmc
+      source: data/pbmc.h5ad
+      layer: X                                        # where the counts are: X | raw | layers/<name>
+      obs: {cell_type: celltype}                      # store column: source column
+
+examples:
+  daodask build atlas.yaml atlas --dry-run            what would be done
+  daodask build atlas.yaml atlas                      on a local Dask cluster, one worker per core
+  daodask build atlas.yaml atlas --workers 0          in this process
+  daodask build atlas.yaml gs://bucket/atlas --scheduler tcp://10.0.0.5:8786 --report build.json
+  daodask build atlas.yaml atlas --replace            studies that changed replace their datasets
+
+exit codes: 0 every study is in, 1 a study was refused or failed, 2 the build file can't be meant, 3 the store can't be
+read
+"""
+
+_INFO_ABOUT = """\
+Show what a store holds: datasets, cells, genes, sizes, and what its obs columns have.
+
+Reads the snapshot only, so that it is quick whatever the size of the store.
+"""
+
+_INFO_EXAMPLES = """\
+examples:
+  daodask info gs://bucket/atlas
+  daodask info atlas --features human                 one of several feature spaces
+  daodask info atlas --snapshot 2                     as it was
+  daodask info atlas --json | jq '.features[].n_obs'
+
+exit codes: 0 shown, 2 there is no such feature space, 3 there is no store at the URL, or it can't be read
+"""
+
+_VALIDATE_ABOUT = """\
+Check a store: every file, matrix and obs column against what the snapshot says of it.
+
+Reads every byte, block by block. Notes (files that nothing reads) don't make a store invalid.
+"""
+
+_VALIDATE_EXAMPLES = """\
+examples:
+  daodask validate atlas
+  daodask validate atlas --threads 8
+  daodask validate gs://bucket/atlas --scheduler tcp://10.0.0.5:8786
+  daodask validate atlas --json | jq .findings
+
+exit codes: 0 valid, 1 not valid, 2 there is no such feature space, 3 there is no store at the URL, or it can't be read
+"""
+
+_DEMO_ABOUT = """\
+Run the main job on real cells: build three differing studies, open the store, subset, total, iterate over batches.
+
+The cells (700 PBMC of 10x Genomics) come with scanpy; no network is needed. Totals are computed twice, through dask and
+straight from the files, and compared. Run again with the same PATH, it finds the store as it is.
+"""
+
+_DEMO_EXAMPLES = """\
+examples:
+  daodask demo
+  daodask demo ~/daodask-demo
+  daodask demo --input mine.h5ad other.h5ad           your own studies, on the union of their genes
+  daodask demo --input mine.h5ad --by cell_type
+
+exit codes: 0 all totals agree, 1 they don't, or a study was refused
+"""

@@ -1,0 +1,261 @@
+"""Rows from anywhere in a store, gathered into one matrix in any order: decode, then scatter while still in cache.
+
+A gather is first planned: which chunks of which rows go where. Chunks are then decoded piece by piece, on threads
+where an executor is given, and each row's part of a chunk is copied once, to its final place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from daodask.arrays import Array, group_attributes, open_array, take
+from daodask.buffers import BufferPool
+from daodask.kernels import count_selected, gather_selected, scatter, scatter_dense
+from daodask.storage import StoreLocation
+from daodask.types import CSR, AnyArray, Int64Array
+
+__all__ = ["RowGroup", "gather_csr", "gather_dense", "matrix_width"]
+
+#: Chunks of a piece, which is what a thread does at a time: enough to outweigh the handing over, few enough to share
+#: out.
+_PIECE_CHUNKS = 8
+
+Empty = Callable[[Any, Any], AnyArray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowGroup:
+    """Rows of one dataset: ``rows`` increasing, ``place`` the row of the result that each becomes."""
+
+    dataset: StoreLocation
+    rows: Int64Array
+    place: Int64Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """Chunks ``[first, last)`` of one dataset's matrix, and the rows that have elements in them."""
+
+    dataset: StoreLocation
+    first: int
+    last: int
+    low: Int64Array
+    high: Int64Array
+    place: Int64Array
+
+
+def matrix_width(dataset: StoreLocation, name: str) -> int:
+    """Genes of a dataset's matrix."""
+    return int(group_attributes(dataset, name)["shape"][1])
+
+
+def gather_csr(
+    groups: Sequence[RowGroup],
+    name: str,
+    n_vars: int,
+    *,
+    genes: Int64Array | None = None,
+    dtype: str = "float32",
+    executor: Executor | None = None,
+    pool: BufferPool | None = None,
+) -> CSR:
+    """Rows as CSR (computes).
+
+    Parameters
+    ----------
+    groups
+        Rows of datasets; their places are together ``0 … n - 1``.
+    name
+        ``"X"`` or ``"layers/<name>"``.
+    n_vars
+        Genes of the feature space.
+    genes
+        Columns to keep, in their order; all by default.
+    dtype
+        Of the values.
+    executor
+        Runs pieces side by side.
+    pool
+        Where to take the arrays of values and indices from.
+
+    Returns
+    -------
+    csr_matrix
+        int32 indices, sorted in each row.
+    """
+    empty: Empty = np.empty if pool is None else pool.empty
+    bounds = [_row_bounds(group, name) for group in groups]
+    indptr = _indptr(groups, [high - low for low, high in bounds])
+    nnz = int(indptr[-1])
+    data, indices = empty(nnz, dtype), empty(nnz, np.int32)
+    pieces: dict[str, list[_Piece]] = {"data": [], "indices": []}
+    for what, pieces_ in pieces.items():
+        for group, (low, high) in zip(groups, bounds, strict=True):
+            pieces_.extend(_pieces(group, f"{name}/{what}", low, high))
+    work = [(p, f"{name}/data", indptr, data) for p in pieces["data"]]
+    work += [(p, f"{name}/indices", indptr, indices) for p in pieces["indices"]]
+    _run(_scatter_piece, work, executor)
+    n_obs = len(indptr) - 1
+    if genes is None:
+        return _csr(data, indices, indptr, (n_obs, n_vars))
+    return _select(data, indices, indptr, (n_obs, n_vars), genes, empty)
+
+
+def gather_dense(
+    groups: Sequence[RowGroup],
+    name: str,
+    n_vars: int,
+    *,
+    genes: Int64Array | None = None,
+    dtype: str = "float32",
+    executor: Executor | None = None,
+    pool: BufferPool | None = None,
+) -> AnyArray:
+    """Rows as a dense array ``(rows, genes)`` (computes); parameters as of :func:`gather_csr`."""
+    empty: Empty = np.empty if pool is None else pool.empty
+    lookup = _lookup(genes, n_vars)
+    n_obs = sum(len(group.rows) for group in groups)
+    out = empty((n_obs, n_vars if genes is None else len(genes)), dtype)
+    work: list[tuple[Any, ...]] = []
+    for group in groups:
+        low, high = _row_bounds(group, name)
+        work += [(piece, name, lookup, out) for piece in _pieces(group, f"{name}/indices", low, high, whole_rows=True)]
+    _run(_scatter_dense_piece, work, executor)
+    return out
+
+
+def _run(function: Callable[..., None], work: Sequence[tuple[Any, ...]], executor: Executor | None) -> None:
+    if executor is None or len(work) < 2:
+        for arguments in work:
+            function(*arguments)
+        return
+    for future in [executor.submit(function, *arguments) for arguments in work]:
+        future.result()
+
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+def _row_bounds(group: RowGroup, name: str) -> tuple[Int64Array, Int64Array]:
+    """Element bounds of each row."""
+    indptr = open_array(group.dataset, f"{name}/indptr")
+    if not len(group.rows):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return take(indptr, group.rows).astype(np.int64), take(indptr, group.rows + 1).astype(np.int64)
+
+
+def _indptr(groups: Sequence[RowGroup], lengths: Sequence[Int64Array]) -> Int64Array:
+    indptr = np.zeros(sum(len(group.rows) for group in groups) + 1, dtype=np.int64)
+    for group, length in zip(groups, lengths, strict=True):
+        indptr[group.place + 1] = length
+    return np.cumsum(indptr, out=indptr)
+
+
+def _pieces(
+    group: RowGroup, path: str, low: Int64Array, high: Int64Array, *, whole_rows: bool = False
+) -> Iterator[_Piece]:
+    """Cut the chunks of a group's rows into pieces: at gaps of a chunk or more, and where a piece is long enough.
+
+    A row whose elements lie in two pieces is in both, and each copies its part; with ``whole_rows`` pieces are cut
+    between rows, and a chunk may be in two.
+    """
+    if not len(low):
+        return
+    spec = open_array(group.dataset, path).spec
+    chunk = spec.chunk_length if spec is not None else max(1, int(high[-1]))
+    runs = [0, *(np.flatnonzero(low[1:] - high[:-1] >= chunk) + 1).tolist(), len(low)]
+    for begin, end in pairwise(runs):
+        cut = _cut_rows if whole_rows else _cut_chunks
+        for first, last, a, b in cut(low[begin:end], high[begin:end], chunk):
+            rows = slice(begin + a, begin + b)
+            yield _Piece(group.dataset, first, last, low[rows], high[rows], group.place[rows])
+
+
+def _cut_chunks(low: Int64Array, high: Int64Array, chunk: int) -> Iterator[tuple[int, int, int, int]]:
+    stop = -(-int(high[-1]) // chunk)
+    for first in range(int(low[0]) // chunk, stop, _PIECE_CHUNKS):
+        last = min(first + _PIECE_CHUNKS, stop)
+        a = int(np.searchsorted(high, first * chunk, side="right"))
+        b = int(np.searchsorted(low, last * chunk, side="left"))
+        yield first, last, a, b
+
+
+def _cut_rows(low: Int64Array, high: Int64Array, chunk: int) -> Iterator[tuple[int, int, int, int]]:
+    # Rows of one piece begin in the same stretch of chunks.
+    stretch = low // (chunk * _PIECE_CHUNKS)
+    cuts = [0, *(np.flatnonzero(np.diff(stretch)) + 1).tolist(), len(low)]
+    for a, b in pairwise(cuts):
+        yield int(low[a]) // chunk, -(-int(high[b - 1]) // chunk), a, b
+
+
+# -- one piece ---------------------------------------------------------------------------------------------------------
+
+
+def _scatter_piece(piece: _Piece, path: str, indptr: Int64Array, out: AnyArray) -> None:
+    dst = indptr[piece.place]
+    for first, values in _decoded(open_array(piece.dataset, path), piece):
+        scatter(values, first, piece.low, piece.high, dst, out)
+
+
+def _scatter_dense_piece(piece: _Piece, name: str, lookup: AnyArray, out: AnyArray) -> None:
+    out[piece.place] = 0
+    columns = _decoded(open_array(piece.dataset, f"{name}/indices"), piece)
+    values = _decoded(open_array(piece.dataset, f"{name}/data"), piece)
+    for (first, column), (_, value) in zip(columns, values, strict=True):
+        scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, out)
+
+
+def _decoded(array: Array, piece: _Piece) -> Iterator[tuple[int, AnyArray]]:
+    """First element and values of each chunk of a piece; values are gone when the next are asked for."""
+    if array.spec is None:
+        start, stop = int(piece.low[0]), int(piece.high[-1])
+        yield start, array.read(start, stop)
+        return
+    extents = list(array.extents(piece.first, piece.last))
+    read = array.dataset.read_ranges([(e.path, e.start, e.stop) for e in extents])
+    scratch = array.scratch()
+    for extent, data in zip(extents, read, strict=True):
+        yield from array.decode(extent, data, scratch)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def _lookup(genes: Int64Array | None, n_vars: int) -> AnyArray:
+    """New column per column of the feature space, -1 where it is not selected."""
+    if genes is None:
+        return np.arange(n_vars, dtype=np.int32)
+    lookup = np.full(n_vars, -1, dtype=np.int32)
+    lookup[genes] = np.arange(len(genes), dtype=np.int32)
+    return lookup
+
+
+def _select(
+    data: AnyArray, indices: AnyArray, indptr: Int64Array, shape: tuple[int, int], genes: Int64Array, empty: Empty
+) -> CSR:
+    lookup = _lookup(genes, shape[1])
+    selected = np.zeros_like(indptr)
+    count_selected(indices, indptr, lookup, selected[1:])
+    np.cumsum(selected, out=selected)
+    nnz = int(selected[-1])
+    kept, columns = empty(nnz, data.dtype), empty(nnz, np.int32)
+    gather_selected(indices, data, indptr, lookup, selected, columns, kept)
+    matrix = _csr(kept, columns, selected, (shape[0], len(genes)))
+    if np.any(np.diff(genes) < 0):
+        matrix.has_sorted_indices = False
+        matrix.sort_indices()
+    return matrix
+
+
+def _csr(data: AnyArray, indices: AnyArray, indptr: Int64Array, shape: tuple[int, int]) -> CSR:
+    index = indptr.astype(np.int32) if indptr[-1] < 2**31 else indptr
+    matrix = sp.csr_matrix((data, indices, index), shape=shape, copy=False)
+    matrix.has_canonical_format = True
+    return matrix

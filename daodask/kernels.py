@@ -1,0 +1,91 @@
+"""Compiled loops, free of the GIL: decoded chunks are scattered, still in cache, to where their rows belong.
+
+Indices are unsigned in the innermost loops: without a sign there is no wrap-around to check, and the loops vectorise.
+Compilation is cached on disk, so that only the first run on a machine pays for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+
+__all__ = ["count_selected", "gather_selected", "scatter", "scatter_dense"]
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _jit(function: F) -> F:
+    return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False)(function))
+
+
+@_jit
+def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any) -> None:
+    """Copy rows' elements out of a chunk: row r has elements ``[low[r], high[r])`` and goes to ``out[dst[r]:]``.
+
+    Parameters
+    ----------
+    src, src_start
+        Decoded values, and the element that the first of them is.
+    low, high
+        Element bounds of each row, increasing; parts outside of the chunk are left to other calls.
+    dst
+        Where in ``out`` each row's first element goes.
+    """
+    src_stop = src_start + len(src)
+    for r in range(np.searchsorted(high, src_start, side="right"), len(low)):
+        first = max(low[r], src_start)
+        last = min(high[r], src_stop)
+        if low[r] >= src_stop:
+            break
+        if first < last:
+            n = np.uint64(last - first)
+            a = np.uint64(first - src_start)
+            b = np.uint64(dst[r] + first - low[r])
+            for k in range(n):
+                out[b + k] = src[a + k]
+
+
+@_jit
+def scatter_dense(
+    columns: Any, values: Any, src_start: int, low: Any, high: Any, place: Any, lookup: Any, out: Any
+) -> None:
+    """Put rows' values of a pair of chunks into a dense array: column c goes to ``lookup[c]``, if that is not -1."""
+    src_stop = src_start + len(columns)
+    for r in range(np.searchsorted(high, src_start, side="right"), len(low)):
+        first = max(low[r], src_start)
+        last = min(high[r], src_stop)
+        if low[r] >= src_stop:
+            break
+        row = out[place[r]]
+        for k in range(np.uint64(max(first, src_start) - src_start), np.uint64(max(last, src_start) - src_start)):
+            target = lookup[columns[k]]
+            if target >= 0:
+                row[target] = values[k]
+
+
+@_jit
+def count_selected(indices: Any, indptr: Any, lookup: Any, counts: Any) -> None:
+    """Number of elements per row whose column is selected."""
+    for r in range(len(indptr) - 1):
+        n = 0
+        for k in range(indptr[r], indptr[r + 1]):
+            n += lookup[indices[k]] >= 0
+        counts[r] = n
+
+
+@_jit
+def gather_selected(
+    indices: Any, data: Any, indptr: Any, lookup: Any, out_indptr: Any, out_indices: Any, out_data: Any
+) -> None:
+    """Keep elements of selected columns, under their new column numbers, row by row."""
+    for r in range(len(indptr) - 1):
+        n = out_indptr[r]
+        for k in range(indptr[r], indptr[r + 1]):
+            target = lookup[indices[k]]
+            if target >= 0:
+                out_indices[n] = target
+                out_data[n] = data[k]
+                n += 1
