@@ -71,11 +71,13 @@ def _connect(scheduler: str) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _local(workers: int, threads: int) -> Iterator[Client]:
+    import dask
     from distributed import Client, LocalCluster
 
     with (
         # What workers spill is not left in the directory that the command was called from.
         tempfile.TemporaryDirectory(prefix="daodask-workers-", ignore_cleanup_errors=True) as scratch,
+        dask.config.set({"temporary-directory": scratch}),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=threads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def embedded_studies(directory: Path) -> Studies:
     DependencyError
         scanpy is not installed.
     """
-    spec = directory / "demo.yaml"
+    spec = directory / "daodask-demo.yaml"
     notes = ["they are there already, from a run before"] if spec.exists() else _write_studies(directory)
     listed = [f"studies/{name}.h5ad: {about}" for name, about in _LAYOUTS.items()]
     spec.write_text(_SPEC, encoding="utf-8")  # last: where it is, all of them are
@@ -119,15 +120,16 @@ def embedded_studies(directory: Path) -> Studies:
 
 
 def _write_studies(directory: Path) -> list[str]:
-    cells, off = _counted_cells()
+    cells = _counted_cells()
     (directory / "studies").mkdir(parents=True, exist_ok=True)
-    genes = _reference(cells.var_names)
+    genes = _reference(cells.symbols)
     genes.to_csv(directory / "genes.csv", header=False, index=False)
     for number, name in enumerate(_LAYOUTS):
-        _laid_out(name, cells[number::3].copy(), genes).write_h5ad(_file(directory, name))
+        _laid_out(name, cells.counts[number::3], cells.obs.iloc[number::3], genes).write_h5ad(_file(directory, name))
+    n_obs, n_vars = cells.counts.shape
     return [
-        f"{cells.n_obs} real cells × {cells.n_vars} genes (scanpy.datasets.pbmc68k_reduced), a third of them in each",
-        f"counts recovered from log-normalised values: the largest distance from an integer is {off:.3f}",
+        f"{n_obs} real cells × {n_vars} genes (scanpy.datasets.pbmc68k_reduced), a third of them in each",
+        f"counts recovered from log-normalised values: the largest distance from an integer is {cells.off:.3f}",
     ]
 
 
@@ -135,21 +137,31 @@ def _file(directory: Path, study: str) -> Path:
     return directory / "studies" / f"{study}.h5ad"
 
 
-def _counted_cells() -> tuple[anndata.AnnData, float]:
-    """The cells with their counts as X, and how far these were from integers before they were rounded."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cells:
+    """The cells with their counts, and how far these were from integers before they were rounded."""
+
+    counts: CSR
+    obs: pd.DataFrame
+    symbols: pd.Index[str]
+    off: float
+
+
+def _counted_cells() -> _Cells:
     try:
-        import scanpy
+        # What scanpy and the packages that it imports warn of is theirs: nothing to be done about it here.
+        with warnings.catch_warnings(action="ignore"):
+            import scanpy
+
+            source = scanpy.datasets.pbmc68k_reduced()
     except ImportError as error:
         raise DependencyError(
             "the demo's cells come with scanpy, which is not installed: pip install 'daodask[demo]', or run the demo "
             "on your own files with --input"
         ) from error
-    import anndata
-
-    source = scanpy.datasets.pbmc68k_reduced()
     counts, off = recover_counts(source.raw.X, source.obs["n_counts"].to_numpy())
     obs = source.obs[["bulk_labels", "phase", "percent_mito"]]
-    return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=source.raw.var_names)), off
+    return _Cells(counts, obs, source.raw.var_names, off)
 
 
 def recover_counts(logged: CSR, depth: AnyArray) -> tuple[CSR, float]:
@@ -180,21 +192,26 @@ def _reference(symbols: pd.Index[str]) -> pd.DataFrame:
     return pd.DataFrame({"id": ids, "symbol": symbols.astype(object), "version": 1, "length": 0, "biotype": "unknown"})
 
 
-def _laid_out(name: str, cells: anndata.AnnData, genes: pd.DataFrame) -> anndata.AnnData:
-    cells.obs = cells.obs.rename(columns={"bulk_labels": _LABELS[name]})
+def _laid_out(name: str, counts: CSR, obs: pd.DataFrame, genes: pd.DataFrame) -> anndata.AnnData:
+    import anndata
+
+    obs = obs.rename(columns={"bulk_labels": _LABELS[name]})
+    if name == "by_symbol":
+        return anndata.AnnData(counts, obs=obs, var=_named(genes["symbol"]))
     if name == "by_id":
-        cells.var["gene_ids"] = genes["id"].to_numpy()
-        cells = cells[:, :-150].copy()
-        cells.X = sp.csc_matrix(cells.X)
-    if name == "by_version":
-        spelled, otherwise = _SPELLED
-        cells.obs[_LABELS[name]] = cells.obs[_LABELS[name]].cat.rename_categories({spelled: otherwise})
-        cells.obs = cells.obs.drop(columns="phase")
-        cells.var_names = [f"{identifier}.1" for identifier in genes["id"]]
-        counts = cells.X.toarray()
-        cells.layers["counts"] = counts
-        cells.X = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
-    return cells
+        fewer = genes[:-150]
+        var = _named(fewer["symbol"]).assign(gene_ids=fewer["id"].to_numpy())
+        return anndata.AnnData(sp.csc_matrix(counts[:, :-150]), obs=obs, var=var)
+    spelled, otherwise = _SPELLED
+    labels = obs[_LABELS[name]].cat.rename_categories({spelled: otherwise})
+    obs = obs.drop(columns="phase").assign(**{_LABELS[name]: labels})
+    dense = counts.toarray()
+    logged = np.log1p(dense / dense.sum(axis=1, keepdims=True) * 1e4)
+    return anndata.AnnData(logged, obs=obs, var=_named(genes["id"] + ".1"), layers={"counts": dense})
+
+
+def _named(names: pd.Series[str]) -> pd.DataFrame:
+    return pd.DataFrame(index=pd.Index(names.to_numpy(), dtype=object))
 
 
 def _direct_totals(directory: Path, study: str) -> pd.DataFrame:
@@ -235,7 +252,7 @@ def own_studies(directory: Path, files: Sequence[str], by: str | None = None) ->
     if by not in (None, "dataset") and by not in columns:
         raise SpecError(f"--by: none of the files has the obs column {by!r}; {suggest(by, sorted(columns))}")
     directory.mkdir(parents=True, exist_ok=True)
-    spec = directory / "input.yaml"
+    spec = directory / "daodask-input.yaml"
     spec.write_text(yaml.safe_dump(_own_spec(owns), sort_keys=False, allow_unicode=True), encoding="utf-8")
     by_id = {own.id: own for own in owns}
     column = by or "dataset"

@@ -70,13 +70,16 @@ class Array:
         """For messages."""
         return f"{self.dataset}/{self.path}"
 
-    def extents(self, first: int, last: int) -> Iterator[Extent]:
+    def extents(self, first: int, last: int, *, complete: bool = True) -> Iterator[Extent]:
         """Byte ranges of the chunks ``[first, last)`` of an array with a spec; reads shard indexes that are not cached.
+
+        Without ``complete``, chunks that are absent are passed over: zarr-python writes none where all elements are the
+        fill value. Of values and their genes a dataset has all chunks.
 
         Raises
         ------
         CorruptStoreError
-            A chunk is absent: a dataset has all of its chunks.
+            A chunk is absent.
         """
         spec = _known(self)
         while first < last:
@@ -84,7 +87,7 @@ class Array:
             stop = min(last, (shard + 1) * spec.chunks_per_shard)
             path = f"{self.path}/{spec.prefix}{shard}"
             bounds = _chunk_bounds(self, path)[inside : inside + stop - first].tolist()
-            yield from _coalesce(path, first, bounds, self.where)
+            yield from _coalesce(path, first, bounds, self.where, complete)
             first = stop
 
     def decode(self, extent: Extent, data: bytes, scratch: AnyArray) -> Iterator[tuple[int, AnyArray]]:
@@ -105,10 +108,9 @@ class Array:
         """Elements ``[start, stop)`` (computes)."""
         if self.spec is None:
             return np.asarray(_zarr_array(self.dataset, self.path)[start:stop])
-        out = np.empty(stop - start, dtype=self.spec.dtype)
-        extents = list(
-            self.extents(start // self.spec.chunk_length, -(-stop // self.spec.chunk_length)) if stop > start else ()
-        )
+        out = np.full(stop - start, self.spec.fill_value, dtype=self.spec.dtype)
+        first, last = start // self.spec.chunk_length, -(-stop // self.spec.chunk_length)
+        extents = list(self.extents(first, last, complete=False)) if stop > start else []
         read = self.dataset.read_ranges([(e.path, e.start, e.stop) for e in extents])
         scratch = self.scratch()
         for extent, data in zip(extents, read, strict=True):
@@ -124,11 +126,13 @@ def _known(array: Array) -> ArraySpec:
     return array.spec
 
 
-def _coalesce(path: str, first: int, bounds: Sequence[Sequence[int]], where: str) -> Iterator[Extent]:
+def _coalesce(path: str, first: int, bounds: Sequence[Sequence[int]], where: str, complete: bool) -> Iterator[Extent]:
     chunks: list[tuple[int, int, int]] = []
     begin = end = 0
     for number, (offset, size) in enumerate(bounds, start=first):
         if offset == ABSENT:
+            if not complete:
+                continue
             raise CorruptStoreError(f"{where}: chunk {number} is absent from {path}; restore the file")
         if chunks and offset != end:
             yield Extent(path, begin, end, tuple(chunks))
@@ -227,13 +231,16 @@ os.register_at_fork(after_in_child=_CHUNKS.renew_lock)
 
 
 def _chunk_bounds(array: Array, path: str) -> AnyArray:
-    """Offset and size of each chunk of a shard."""
+    """Offset and size of each chunk of a shard, ``ABSENT`` where there is none."""
     spec = _known(array)
     key = (array.dataset, path)
     found = _INDEXES.get(key)
     if found is not None:
         return found
-    size = (array.dataset / path).size() if not spec.sharded or spec.index_at_end else 0
+    try:
+        size = (array.dataset / path).size()
+    except CorruptStoreError:
+        return np.full((spec.chunks_per_shard, 2), ABSENT, dtype=np.uint64)
     if not spec.sharded:
         return _INDEXES.put(key, np.array([[0, size]], dtype=np.uint64))
     start = size - spec.index_bytes if spec.index_at_end else 0

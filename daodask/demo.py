@@ -83,7 +83,7 @@ def run_demo(
         found = _subset(story, store, studies.by)
         totals, agreed = _total(story, store, studies, report)
         seen = _iterate(story, store, float(totals["counts"].sum()))
-    story.end(report.url, directory)
+    story.end(report.url, None if path else directory)
     return report.ok and found and agreed and seen
 
 
@@ -95,7 +95,7 @@ class _Story:
     """Prints numbered steps and keeps their times."""
 
     console: Console
-    times: list[tuple[str, float, str]] = field(default_factory=list)
+    times: list[tuple[str, str, str]] = field(default_factory=list)
 
     @contextmanager
     def step(self, title: str) -> Iterator[_Step]:
@@ -103,14 +103,16 @@ class _Story:
         step = _Step(self.console)
         began = time.perf_counter()
         yield step
-        self.times.append((title, time.perf_counter() - began, step.pace))
+        seconds = time.perf_counter() - began
+        self.times.append((title, f"{seconds:.2f}", f"{step.cells / seconds:,.0f} cells/s" if step.cells else ""))
 
-    def end(self, url: str, directory: Path) -> None:
+    def end(self, url: str, temporary: Path | None) -> None:
+        rows = [(str(number), *row) for number, row in enumerate(self.times, 1)]
         self.console.print("\nTimes", style="bold")
-        self.console.print(_table(("", "step", "seconds", ""), [(str(n), t, f"{s:.2f}", p) for n, (t, s, p) in
-                                                              enumerate(self.times, 1)]))  # fmt: skip
-        self.console.print(f"The store stays at {url}: look at it with `daodask info {url}`, and remove {directory} "
-                           f"when done.", soft_wrap=True)  # fmt: skip
+        self.console.print(_table(("", "step", "seconds", "speed"), rows))
+        self.console.print(f"The store stays: look at it with `daodask info {url}`", soft_wrap=True)
+        if temporary is not None:
+            self.console.print(f"Remove {temporary} when you need it no more", soft_wrap=True)
 
 
 @dataclass
@@ -118,7 +120,8 @@ class _Step:
     """Prints what belongs to a step."""
 
     console: Console
-    pace: str = ""
+    #: Cells that the step went through, where its speed is of interest.
+    cells: int = 0
 
     def say(self, *lines: object) -> None:
         for line in lines:
@@ -170,7 +173,7 @@ def _build(story: _Story, studies: Studies, store: Path, client: Client | None, 
             report = build_store(studies.spec, store, client=client, threads=threads, progress=progress)
         step.show(report)
         built = sum(s.n_obs for s in report.studies if s.status in ("built", "replaced"))
-        step.pace = _pace(built, report.seconds) if built else "the store was there already"
+        step.cells = built
     return report
 
 
@@ -205,7 +208,7 @@ def _subset(story: _Story, store: Store, by: str) -> bool:
 def _total(story: _Story, store: Store, studies: Studies, report: BuildReport) -> tuple[pd.DataFrame, bool]:
     with story.step(f"Totals per {studies.by} through dask: a task per block, X and obs aligned") as step:
         totals = _dask_totals(store, studies.by)
-        step.pace = _pace(store.n_obs, 0)
+        step.cells = store.n_obs
     with story.step("The same totals straight from the files") as step:
         direct = _summed([studies.totals(study.id) for study in report.studies if study.ok])
         agreed = totals.sort_index().equals(direct.sort_index())
@@ -227,7 +230,7 @@ def _summed(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _totals_table(by: str, totals: pd.DataFrame, direct: pd.DataFrame) -> Any:
-    both = totals.join(direct, how="outer", rsuffix="_direct").fillna(0).sort_values("counts", ascending=False)
+    both = totals.join(direct.add_suffix("_direct"), how="outer").fillna(0).sort_values("counts", ascending=False)
     numbers = both[["cells", "counts", "cells_direct", "counts_direct"]].round().astype(np.int64)
     rows = [
         (str(label), *map(human_count, row)) for label, row in zip(both.index, numbers.to_numpy().tolist(), strict=True)
@@ -241,19 +244,13 @@ def _iterate(story: _Story, store: Store, expected: float) -> bool:
     with story.step("One epoch of shuffled batches") as step:
         step.call(f"loader = daodask.BatchLoader(store, batch_size={size}, seed=0)")
         loader, rows, total = BatchLoader(store, size, seed=0), [], 0.0
-        began = time.perf_counter()
         for batch in loader:
             rows.append(batch.index)
             total += float(batch.X.sum(dtype=np.float64))
-        seconds = time.perf_counter() - began
         seen = np.concatenate(rows)
         once = len(seen) == store.n_obs and len(np.unique(seen)) == store.n_obs
         step.say(f"{len(rows):,} batches; the first cells: {list_some(map(str, seen), 8)}")
         step.say("every cell exactly once" if once else "NOT every cell exactly once")
         step.say(f"counts in all batches: {total:,.0f}, expected {expected:,.0f}")
-        step.pace = _pace(store.n_obs, seconds)
+        step.cells = store.n_obs
     return once and total == expected
-
-
-def _pace(cells: int, seconds: float) -> str:
-    return f"{cells / seconds:,.0f} cells/s" if seconds else plural(cells, "cell")

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from daodask.arrays import Array, group_attributes, open_array, take
 from daodask.buffers import BufferPool
+from daodask.errors import CorruptStoreError
 from daodask.kernels import count_selected, gather_selected, scatter, scatter_dense
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
@@ -209,7 +210,16 @@ def _scatter_dense_piece(piece: _Piece, name: str, lookup: AnyArray, out: AnyArr
     columns = _decoded(open_array(piece.dataset, f"{name}/indices"), piece)
     values = _decoded(open_array(piece.dataset, f"{name}/data"), piece)
     for (first, column), (_, value) in zip(columns, values, strict=True):
-        scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, out)
+        _check_columns(
+            scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, out), len(lookup)
+        )
+
+
+def _check_columns(strange: int, n_vars: int) -> None:
+    if strange:
+        raise CorruptStoreError(
+            f"expected indices below {n_vars}, got {strange} that are not; check with daodask validate"
+        )
 
 
 def _decoded(array: Array, piece: _Piece) -> Iterator[tuple[int, AnyArray]]:
@@ -242,7 +252,7 @@ def _select(
 ) -> CSR:
     lookup = _lookup(genes, shape[1])
     selected = np.zeros_like(indptr)
-    count_selected(indices, indptr, lookup, selected[1:])
+    _check_columns(count_selected(indices, indptr, lookup, selected[1:]), len(lookup))
     np.cumsum(selected, out=selected)
     nnz = int(selected[-1])
     kept, columns = empty(nnz, data.dtype), empty(nnz, np.int32)

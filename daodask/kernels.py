@@ -14,7 +14,7 @@ import numpy as np
 
 __all__ = ["count_selected", "gather_selected", "scatter", "scatter_dense"]
 
-F = TypeVar("F", bound=Callable[..., None])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _jit(function: F) -> F:
@@ -51,36 +51,53 @@ def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any) -
 @_jit
 def scatter_dense(
     columns: Any, values: Any, src_start: int, low: Any, high: Any, place: Any, lookup: Any, out: Any
-) -> None:
-    """Put rows' values of a pair of chunks into a dense array: column c goes to ``lookup[c]``, if that is not -1."""
+) -> int:
+    """Put rows' values of a pair of chunks into a dense array: column c goes to ``lookup[c]``, if that is not -1.
+
+    Returns how many columns there are no such entries for: a matrix that is sound has none.
+    """
     src_stop = src_start + len(columns)
+    n_vars = np.uint64(len(lookup))
+    strange = 0
     for r in range(np.searchsorted(high, src_start, side="right"), len(low)):
-        first = max(low[r], src_start)
-        last = min(high[r], src_stop)
         if low[r] >= src_stop:
             break
+        first = max(low[r], src_start) - src_start
+        last = min(high[r], src_stop) - src_start
         row = out[place[r]]
-        for k in range(np.uint64(max(first, src_start) - src_start), np.uint64(max(last, src_start) - src_start)):
-            target = lookup[columns[k]]
-            if target >= 0:
-                row[target] = values[k]
+        for k in range(np.uint64(first), np.uint64(max(first, last))):
+            column = np.uint64(columns[k])
+            if column < n_vars:
+                target = lookup[column]
+                if target >= 0:
+                    row[np.uint64(target)] = values[k]
+            else:
+                strange += 1
+    return strange
 
 
 @_jit
-def count_selected(indices: Any, indptr: Any, lookup: Any, counts: Any) -> None:
-    """Number of elements per row whose column is selected."""
+def count_selected(indices: Any, indptr: Any, lookup: Any, counts: Any) -> int:
+    """Number of elements per row whose column is selected; returns how many are of no column at all."""
+    n_vars = np.uint64(len(lookup))
+    strange = 0
     for r in range(len(indptr) - 1):
         n = 0
         for k in range(indptr[r], indptr[r + 1]):
-            n += lookup[indices[k]] >= 0
+            column = np.uint64(indices[k])
+            if column < n_vars:
+                n += lookup[column] >= 0
+            else:
+                strange += 1
         counts[r] = n
+    return strange
 
 
 @_jit
 def gather_selected(
     indices: Any, data: Any, indptr: Any, lookup: Any, out_indptr: Any, out_indices: Any, out_data: Any
 ) -> None:
-    """Keep elements of selected columns, under their new column numbers, row by row."""
+    """Keep elements of selected columns, under their new column numbers, row by row; columns were checked before."""
     for r in range(len(indptr) - 1):
         n = out_indptr[r]
         for k in range(indptr[r], indptr[r + 1]):

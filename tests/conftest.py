@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
+
+# How long one example takes tells of the machine's load and of what is compiled first; the limit is pytest-timeout's.
+settings.register_profile("daodask", deadline=None)
+settings.load_profile("daodask")
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +33,14 @@ def cluster() -> Iterator[LocalCluster]:
     """Run two workers, each a process of its own, for as long as the tests run."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as running:
+    # No dashboard; the HTTP server, which can't be left out, is on any free port: a taken one is a warning.
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+    ) as running:
         yield running
 
 

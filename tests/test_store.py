@@ -104,7 +104,7 @@ COLUMNS = ("cell_type", "n_counts", "score", "passed", "donor", "stage", "% mito
 
 
 def records() -> list[dict[str, Any]]:
-    """Every cell of the mixed store as plain values; what is missing, be it that its study lacks the column, is None."""
+    """Every cell of the mixed store as plain values; what is missing, or a column that its study lacks, is None."""
     found = []
     for name, adata in MIXED.items():
         for cell, row in zip(adata.obs_names, adata.obs.astype(object).to_dict("records"), strict=True):
@@ -287,7 +287,8 @@ def test_a_column_is_read_alone():
         RecordingFileSystem.n_bytes.clear()
         store.obs[column].compute()
         read[column] = RecordingFileSystem.n_bytes[path]
-    assert read["row"] < 10_000 < 100_000 < read["essay"]
+    assert read["row"] < 10_000
+    assert read["essay"] > 100_000
     RecordingFileSystem.n_bytes.clear()
     assert store.subset("row < 3").n_obs == 3
     assert RecordingFileSystem.n_bytes[path] < 10_000
@@ -910,8 +911,8 @@ def test_what_a_store_hands_out_is_the_receivers_own(mixed):
 def test_a_store_travels_and_is_small(store, module):
     size = len(module.dumps(store))
     assert size < 8_000
-    store.X, store.obs, store.var_names, store.datasets, store.blocks, store.selection.store_rows
-    store[:, ["gene1"]]
+    assert len(store.selection.store_rows) == N_OBS
+    repr(store), store.X, store.obs, store.var, store.datasets, store[:, ["gene1"]]
     assert len(module.dumps(store)) < 1.2 * size
     part = module.loads(module.dumps(store[[5, 71], ["gene9", "gene2"]]))
     np.testing.assert_array_equal(dense(part.X), EVERYTHING[[5, 71]][:, [9, 2]])

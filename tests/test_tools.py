@@ -58,12 +58,16 @@ def test_anndata_opens_each_dataset(store: Store) -> None:
         assert found.obs["cell_type"].cat.categories.tolist() == study.obs["cell_type"].cat.categories.tolist()
 
 
-def test_scipy_does_all_it_can_with_indices_of_its_own_types(store: Store) -> None:
+def test_scipy_and_scanpy_compute_with_a_dataset_as_it_is(store: Store) -> None:
     folder, first, n_obs = next(folders(store))
-    x, expected = anndata.read_zarr(folder).X, coordinate_adata(n_obs, N_VARS, first=first).X
-    x = sp.csr_matrix((x.data, x.indices.astype(np.int32), x.indptr), shape=x.shape)
-    np.testing.assert_array_equal(x.tocoo().toarray(), expected.toarray())
-    np.testing.assert_array_equal((x + x).toarray(), 2 * expected.toarray())
+    found, expected = anndata.read_zarr(folder), coordinate_adata(n_obs, N_VARS, first=first).X
+    assert (found.X.indices.dtype, found.X.indptr.dtype) == (np.int32, np.int32)
+    np.testing.assert_array_equal(found.X.tocoo().toarray(), expected.toarray())
+    np.testing.assert_array_equal((found.X + found.X).toarray(), 2 * expected.toarray())
+    np.testing.assert_array_equal(found.X.nonzero(), expected.nonzero())
+    scanpy = pytest.importorskip("scanpy")
+    scanpy.pp.calculate_qc_metrics(found, percent_top=None, log1p=False, inplace=True)
+    np.testing.assert_array_equal(found.obs["total_counts"], expected.sum(axis=1).A1)
 
 
 def plain(values: pd.Series) -> list[Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from importlib.metadata import version
 from typing import Any, Final
 
 import pandas as pd
@@ -23,6 +25,13 @@ __all__ = ["BuildPlan", "Recipe", "Space", "StudyFacts", "StudyPlan", "make_plan
 
 #: Part of every dataset's fingerprint: raised when the same input would be streamlined to other bytes.
 _STREAMLINE_VERSION: Final = 1
+
+
+@cache
+def _encoders() -> str:
+    """Libraries, with their versions, that decide how content becomes bytes."""
+    return ", ".join(f"{name} {version(name)}" for name in ("anndata", "numcodecs", "pyarrow", "zarr"))
+
 
 _TO_BUILD: Final = ("build", "replace")
 
@@ -80,8 +89,8 @@ class Recipe:
     blocks
         Row bounds of its blocks.
     fingerprint
-        Of all that the dataset's bytes depend on; also its token in paths, so that the same input finds its own
-        receipts again and writes the same bytes to the same place.
+        Of all that the dataset's content depends on; with the versions of the libraries that write it, its token in
+        paths, so that the same input finds its own receipts again and writes the same bytes to the same place.
     """
 
     study: StudySpec
@@ -93,8 +102,9 @@ class Recipe:
 
     @property
     def dataset_path(self) -> str:
-        """Where the dataset will be, below the store's URL."""
-        return dataset_path(self.study.id, self.fingerprint[:12])
+        """Where the dataset will be, below the store's URL: other libraries may encode the content to other bytes."""
+        token = hashlib.sha256(f"{self.fingerprint} {_encoders()}".encode()).hexdigest()
+        return dataset_path(self.study.id, token[:12])
 
     @property
     def scratch_path(self) -> str:

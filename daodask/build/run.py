@@ -192,7 +192,8 @@ def _commit(plan: BuildPlan, datasets: Sequence[DatasetInfo]) -> Snapshot:
     used = {d.features for d in datasets}
     spaces = [s.features for s in plan.spaces if s.features.name in used]
     for space in spaces:
-        (plan.location / feature_path(space.hash)).write(space.to_parquet())
+        # Named by its content: where it is there already, it is the same.
+        (plan.location / feature_path(space.hash)).create(space.to_parquet())
     message = f"build: {', '.join(d.id for d in datasets)}"
     return commit_snapshot(plan.location, lambda newest: with_datasets(newest, spaces, datasets), message=message)
 

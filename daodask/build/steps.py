@@ -14,6 +14,7 @@ from daodask.build.receipts import BlockReceipt, FileReceipt, FilesReceipt
 from daodask.build.report import StudyReport
 from daodask.build.spec import StudySpec
 from daodask.build.tasks import (
+    STAGED_INDEX,
     Frames,
     MatrixJob,
     Piece,
@@ -84,7 +85,7 @@ def _lay_out(job: StudyJob, matrix: MatrixJob, staged: Sequence[BlockReceipt]) -
     nnz = sum(r.nnz for r in receipts)
     dtype = _final_dtype(matrix, staged)
     chunk = job.layout.chunk_length(nnz, job.n_obs)
-    indices = index_dtype(job.n_vars)
+    indices = index_dtype(nnz, job.n_vars)
     return CSRLayout(
         name=matrix.name,
         shape=(job.n_obs, job.n_vars),
@@ -114,7 +115,7 @@ def _shards(layout: CSRLayout, staged: Sequence[BlockReceipt]) -> Iterator[Shard
         is_data = path.endswith("/data")
         for number, (start, stop) in enumerate(shard_bounds(layout.nnz, length)):
             pieces = tuple(_pieces(bounds, start, stop))
-            dtypes = tuple(receipts[p.block].dtype if is_data else layout.index_dtype for p in pieces)
+            dtypes = tuple(receipts[p.block].dtype if is_data else STAGED_INDEX for p in pieces)
             yield Shard(layout.name, path, number, dtype, dtypes, layout.chunk_length, length, pieces)
 
 

@@ -28,12 +28,13 @@ from daodask.format.chunks import encode_shard, shard_key
 from daodask.format.codecs import Codec
 from daodask.format.groups import CSRLayout, ObsmLayout, encode_group, encode_obs_parquet
 from daodask.format.manifest import ObsmInfo
-from daodask.format.spec import VAR_MEASURED, Layout, index_dtype
+from daodask.format.spec import VAR_MEASURED, Layout
 from daodask.sources import Fingerprint, Source, SourceAddress, open_source
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray, Int64Array
 
 __all__ = [
+    "STAGED_INDEX",
     "Frames",
     "MatrixJob",
     "Piece",
@@ -45,6 +46,9 @@ __all__ = [
     "write_gene_map",
     "write_shard",
 ]
+
+#: Dtype of column numbers in scratch.
+STAGED_INDEX = "int32"
 
 _ORGANISM_COLUMNS = ("organism", "organism_ontology_term_id")
 
@@ -171,7 +175,7 @@ def _stage_matrix(
     mapped = map_block(source.read_matrix(matrix.source, *bounds), target, job.n_vars, matrix.kind)
     csr = mapped.matrix
     job.staged(block, matrix.name, "data").write(csr.data.tobytes())
-    job.staged(block, matrix.name, "indices").write(csr.indices.astype(index_dtype(job.n_vars)).tobytes())
+    job.staged(block, matrix.name, "indices").write(csr.indices.astype(STAGED_INDEX).tobytes())
     job.staged(block, matrix.name, "lengths").write(np.diff(csr.indptr).astype(np.int64).tobytes())
     integral = csr.dtype.kind == "u" or _are_whole(csr.data)
     return MatrixReceipt(

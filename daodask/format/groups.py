@@ -115,7 +115,7 @@ def _create_csr(root: Any, matrix: CSRLayout, indptr: Any, codec: Codec) -> None
     for path, dtype, shard in matrix.arrays():
         _create_array(group, path.rpartition("/")[2], (matrix.nnz,), dtype, (matrix.chunk_length,), (shard,), codec)
     shard = min(_ROW_SHARD, -(-len(indptr) // _INDPTR_CHUNK) * _INDPTR_CHUNK)
-    array = _create_array(group, "indptr", indptr.shape, "int64", (_INDPTR_CHUNK,), (shard,), codec)
+    array = _create_array(group, "indptr", indptr.shape, matrix.index_dtype, (_INDPTR_CHUNK,), (shard,), codec)
     array[:] = indptr
 
 

@@ -111,9 +111,13 @@ def dataset_path(dataset_id: str, token: str) -> str:
     return f"{DATASETS}/{dataset_id}.{token}"
 
 
-def index_dtype(n_vars: int) -> np.dtype[np.unsignedinteger]:
-    """Smallest dtype for ``indices``; uint16 is the smallest that scipy and scanpy were tried with."""
-    return np.dtype(np.uint16 if n_vars <= 0x1_0000 else np.uint32)
+def index_dtype(nnz: int, n_vars: int) -> np.dtype[np.signedinteger]:
+    """Dtype of ``indices`` and ``indptr`` alike: SciPy's loops refuse them where they differ or have no sign.
+
+    A narrower dtype of ``indices`` would save no bytes, as the compressor takes the zeros out, and a seventh of the
+    decoding.
+    """
+    return np.dtype(np.int32 if max(nnz, n_vars) < 2**31 else np.int64)
 
 
 def exact_integer_dtype(largest: int) -> np.dtype[np.unsignedinteger]:

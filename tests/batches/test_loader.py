@@ -263,3 +263,23 @@ def test_a_layer_that_some_dataset_lacks_is_refused(tmp_path):
         BatchLoader(store, layer="half")
     (batch,) = BatchLoader(store.subset(dataset="a"), layer="half")
     check(batch, divide=2)
+
+
+def test_what_is_zero_everywhere(tmp_path):
+    """Arrays of nothing but their fill value have no file: counts, codes, numbers and booleans."""
+    a, b = (coordinate_adata(n, first=f) for n, f in ((20, 0), (15, 20)))
+    a.X = sp.csr_matrix(a.shape, dtype=np.float32)
+    a.obs["tissue"], a.obs["zero"], a.obs["never"] = pd.Categorical(["blood"] * 20), 0, False
+    b.obs["tissue"], b.obs["zero"], b.obs["never"] = pd.Categorical(["lung"] * 15), 0, False
+    studies = [{"id": "a", "source": a}, {"id": "b", "source": b}]
+    spec = {"features": {"name": "g", "reference": "union"}, "keep": "all", "studies": studies}
+    assert daodask.build_store(spec, tmp_path / "s").ok
+    store = daodask.open_store(tmp_path / "s")
+    expected = coordinate_counts(np.arange(35), N_VARS).toarray() * (np.arange(35) >= 20)[:, None]
+    np.testing.assert_array_equal(store.X.compute().toarray(), expected)
+    for dense in (False, True):
+        for batch in BatchLoader(store, 8, obs=["tissue", "zero", "never"], dense=dense):
+            np.testing.assert_array_equal(batch.X if dense else batch.X.toarray(), expected[batch.index])
+            assert batch.obs["tissue"].tolist() == ["blood" if r < 20 else "lung" for r in batch.index]
+            assert batch.obs["zero"].tolist() == [0] * len(batch)
+            assert batch.obs["never"].tolist() == [False] * len(batch)

@@ -85,7 +85,9 @@ def test_sequential_is_store_order(n_obs, batch_size, window_rows, seed, number)
     assert order(Sequential(window_rows), n_obs, batch_size, seed, number) == list(range(n_obs))
 
 
-@given(n_obs=st.integers(1, 500), run_rows=st.integers(1, 60), window_rows=st.integers(1, 200), number=st.integers(0, 9))
+@given(
+    n_obs=st.integers(1, 500), run_rows=st.integers(1, 60), window_rows=st.integers(1, 200), number=st.integers(0, 9)
+)
 @settings(max_examples=100, deadline=None)
 def test_a_window_is_read_in_few_runs(n_obs, run_rows, window_rows, number):
     for window in windows(Shuffled(run_rows, window_rows), n_obs, 8, number=number):

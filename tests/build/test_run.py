@@ -41,7 +41,9 @@ def study(seed: int, n_obs: int, n_vars: int, first_gene: int = 0) -> anndata.An
     X = random.poisson(0.7, (n_obs, n_vars)) * random.choice([1, 1, 300], (n_obs, n_vars))
     obs = pd.DataFrame(
         {
-            "cell_type": pd.Categorical(random.choice(["B", "T", "NK é"], n_obs), categories=["B", "T", "NK é", "none"]),
+            "cell_type": pd.Categorical(
+                random.choice(["B", "T", "NK é"], n_obs), categories=["B", "T", "NK é", "none"]
+            ),
             "depth": X.sum(axis=1),
             "score": np.where(random.random(n_obs) < 0.2, np.nan, random.random(n_obs)),
             "doublet": random.random(n_obs) < 0.5,
@@ -437,7 +439,7 @@ def test_nothing_good_is_no_store(files: Path, tmp_path: Path, names: tuple[str,
         ([1, 2], pd.Categorical(["x", "y"]), "obs column 'c' is int64 in 'a' but category of str in 'b'"),
         ([True, False], [1.5, 2.0], "obs column 'c' is bool in 'a' but float64 in 'b'"),
         (pd.Categorical([1, 2]), pd.Categorical(["x", "y"]), "category of int in 'a' but category of str in 'b'"),
-        ([2**63, 1], [-1, 1], "obs column 'c' is uint64 in 'a' but int64 in 'b'"),
+        (np.array([2**63, 1], np.uint64), [-1, 1], "obs column 'c' is uint64 in 'a' but int64 in 'b'"),
     ],
 )
 def test_columns_that_do_not_go_together(here: Any, there: Any, reason: str) -> None:

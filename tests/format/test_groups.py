@@ -55,7 +55,7 @@ VAR = pd.DataFrame({"measured": np.arange(N_VARS) % 2 == 0}, index=labels([f"g{i
 def files_of(n_obs: int = N_OBS) -> dict[str, bytes]:
     """All files of a small dataset."""
     matrix = coordinate_counts(np.arange(n_obs), N_VARS)
-    layout = CSRLayout("X", (n_obs, N_VARS), matrix.nnz, "uint16", "uint16", 32, 64, 96)
+    layout = CSRLayout("X", (n_obs, N_VARS), matrix.nnz, "uint16", "int32", 32, 64, 96)
     place = ObsmLayout("place", (n_obs, 2), "float32", 16)
     files = encode_group(
         obs=obs_of(n_obs),

@@ -73,10 +73,12 @@ def test_block_bounds(n_obs: int, expected: tuple[int, ...]) -> None:
     assert Layout(block_rows=10).block_bounds(n_obs) == expected
 
 
-@pytest.mark.parametrize(("n_vars", "expected"), [(0, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
-def test_index_dtype(n_vars: int, expected: str) -> None:
-    assert index_dtype(n_vars) == np.dtype(expected)
-    assert n_vars == 0 or index_dtype(n_vars).type(n_vars - 1) == n_vars - 1
+@pytest.mark.parametrize(
+    ("nnz", "n_vars", "expected"),
+    [(0, 0, "int32"), (2**31 - 1, 60_000, "int32"), (2**31, 60_000, "int64"), (10, 2**31, "int64")],
+)
+def test_index_dtype(nnz: int, n_vars: int, expected: str) -> None:
+    assert index_dtype(nnz, n_vars) == np.dtype(expected)
 
 
 @pytest.mark.parametrize(
