@@ -22,7 +22,7 @@ from daodask.kernels import count_selected, gather_selected, scatter, scatter_de
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 
-__all__ = ["RowGroup", "gather_csr", "gather_dense", "matrix_width"]
+__all__ = ["RowGroup", "csr_of", "gather_csr", "gather_dense", "matrix_width"]
 
 #: Chunks of a piece, which is what a thread does at a time: enough to outweigh the handing over, few enough to share
 #: out.
@@ -105,7 +105,7 @@ def gather_csr(
     _run(_scatter_piece, work, executor)
     n_obs = len(indptr) - 1
     if genes is None:
-        return _csr(data, indices, indptr, (n_obs, n_vars))
+        return csr_of(data, indices, _narrow(indptr), (n_obs, n_vars))
     return _select(data, indices, indptr, (n_obs, n_vars), genes, empty)
 
 
@@ -257,15 +257,24 @@ def _select(
     nnz = int(selected[-1])
     kept, columns = empty(nnz, data.dtype), empty(nnz, np.int32)
     gather_selected(indices, data, indptr, lookup, selected, columns, kept)
-    matrix = _csr(kept, columns, selected, (shape[0], len(genes)))
+    matrix = csr_of(kept, columns, _narrow(selected), (shape[0], len(genes)))
     if np.any(np.diff(genes) < 0):
         matrix.has_sorted_indices = False
         matrix.sort_indices()
     return matrix
 
 
-def _csr(data: AnyArray, indices: AnyArray, indptr: Int64Array, shape: tuple[int, int]) -> CSR:
-    index = indptr.astype(np.int32) if indptr[-1] < 2**31 else indptr
-    matrix = sp.csr_matrix((data, indices, index), shape=shape, copy=False)
+def _narrow(indptr: Int64Array) -> AnyArray:
+    """Of the type that indices are, as scipy's loops want it, unless that is too narrow."""
+    return indptr.astype(np.int32) if indptr[-1] < 2**31 else indptr
+
+
+def csr_of(data: AnyArray, indices: AnyArray, indptr: AnyArray, shape: tuple[int, int]) -> CSR:
+    """A canonical CSR matrix of these very arrays.
+
+    scipy's constructor would copy each array that is a small part of a larger one.
+    """
+    matrix = sp.csr_matrix(shape, dtype=data.dtype)
+    matrix.data, matrix.indices, matrix.indptr = data, indices, indptr
     matrix.has_canonical_format = True
     return matrix

@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -81,7 +82,14 @@ class StoreLocation:
         """The path within :attr:`fs`."""
         return self._resolve()[1]
 
+    def __hash__(self) -> int:
+        # Options may hold dicts, such as the client_kwargs of S3.
+        return hash(self.url)
+
     def _resolve(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        return _file_system(self, os.getpid())
+
+    def _open_file_system(self) -> tuple[fsspec.AbstractFileSystem, str]:
         try:
             fs, path = fsspec.core.url_to_fs(self.url, **dict(self.options))
         except ImportError as error:
@@ -209,6 +217,12 @@ class StoreLocation:
         # A second instance, as zarr drives the file system from its own event loop.
         asynchronous, path = fsspec.core.url_to_fs(self.url, **dict(self.options), asynchronous=True)
         return FsspecStore(asynchronous, path=path, read_only=read_only)
+
+
+@lru_cache(maxsize=4096)
+def _file_system(location: StoreLocation, process: int) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Resolving a URL costs as much as reading a chunk; a forked process must not use its parent's connections."""
+    return location._open_file_system()
 
 
 def _pread(path: str, start: int, stop: int) -> bytes:

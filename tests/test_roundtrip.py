@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import anndata
@@ -192,7 +193,9 @@ def assert_matrix(found: Any, expected: Any, dtype: np.dtype[Any]) -> None:
     np.testing.assert_array_equal(found.toarray().astype(np.float64), expected.astype(np.float64))
 
 
-def build(layout: Mapping[str, Any], kind: str, **sources: anndata.AnnData) -> StoreLocation:
+@contextlib.contextmanager
+def built(layout: Mapping[str, Any], kind: str, **sources: anndata.AnnData) -> Iterator[StoreLocation]:
+    """A store in memory, for as long as it is looked at: the more there is in memory, the slower fsspec is."""
     location = StoreLocation.parse(f"memory://roundtrip-{next(NUMBER)}")
     spec = {
         "features": {"name": "own", "reference": "union"},
@@ -203,7 +206,8 @@ def build(layout: Mapping[str, Any], kind: str, **sources: anndata.AnnData) -> S
     }
     report = daodask.build_store(spec, location)
     assert report.ok, report
-    return location
+    yield location
+    location.remove()
 
 
 def read_dataset(location: StoreLocation, dataset: str) -> anndata.AnnData:
@@ -235,19 +239,25 @@ def assert_survives(adata: anndata.AnnData, location: StoreLocation) -> None:
 @PROPERTY
 @given(adata=counted(), layout=LAYOUTS)
 def test_counts_survive(adata: anndata.AnnData, layout: dict[str, Any]) -> None:
-    assert_survives(adata, build(layout, "counts", one=adata))
+    with built(layout, "counts", one=adata) as location:
+        assert_survives(adata, location)
 
 
 @PROPERTY
 @given(adata=studies(FLOATS, ["f4", "f8"]), layout=LAYOUTS)
 def test_any_other_numbers_survive(adata: anndata.AnnData, layout: dict[str, Any]) -> None:
-    assert_survives(adata, build(layout, "other", one=adata))
+    with built(layout, "other", one=adata) as location:
+        assert_survives(adata, location)
 
 
 @PROPERTY
 @given(one=counted(), two=counted(), layout=LAYOUTS)
 def test_two_studies_survive_together(one: anndata.AnnData, two: anndata.AnnData, layout: dict[str, Any]) -> None:
-    location = build(layout, "counts", one=one, two=two)
+    with built(layout, "counts", one=one, two=two) as location:
+        assert_both_survive(one, two, location)
+
+
+def assert_both_survive(one: anndata.AnnData, two: anndata.AnnData, location: StoreLocation) -> None:
     store = daodask.open_store(location)
     found = store.to_anndata()
     union = list(dict.fromkeys([*texts(one.var_names), *texts(two.var_names)]))
@@ -296,7 +306,8 @@ def test_one_dtype_for_both(here: Any, there: Any, dtype: str) -> None:
     pair[0].obs["c"] = here
     if there is not None:
         pair[1].obs["c"] = there
-    column = daodask.open_store(build({}, "counts", one=pair[0], two=pair[1])).to_anndata().obs["c"]
+    with built({}, "counts", one=pair[0], two=pair[1]) as location:
+        column = daodask.open_store(location).to_anndata().obs["c"]
     assert str(column.dtype) == dtype
     assert plain(column) == plain(here) + (plain(there) if there is not None else [None, None])
     if dtype == "category":

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from daodask.batches.columns import Rows, read_columns
 from daodask.batches.schedule import Window
 from daodask.buffers import BufferPool
-from daodask.gather import RowGroup, gather_csr, gather_dense
+from daodask.gather import RowGroup, csr_of, gather_csr, gather_dense
 from daodask.store import Store
 from daodask.types import CSR, AnyArray, BoolArray, Int64Array
 
@@ -153,7 +152,5 @@ def _rows(matrix: CSR, bounds: slice) -> CSR:
     """Some rows as a view: scipy's own slicing copies."""
     low, high = int(matrix.indptr[bounds.start]), int(matrix.indptr[bounds.stop])
     indptr = matrix.indptr[bounds.start : bounds.stop + 1] - low
-    arrays = (matrix.data[low:high], matrix.indices[low:high], indptr)
-    rows = sp.csr_matrix(arrays, shape=(bounds.stop - bounds.start, matrix.shape[1]), copy=False)
-    rows.has_canonical_format = True
-    return rows
+    shape = (bounds.stop - bounds.start, matrix.shape[1])
+    return csr_of(matrix.data[low:high], matrix.indices[low:high], indptr, shape)
