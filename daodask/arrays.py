@@ -59,27 +59,30 @@ class Array:
         Of the array below it.
     spec
         How it is stored; ``None`` where only zarr-python knows.
+    strict
+        Whether an absent chunk is a loss. zarr-python writes none where all elements are the fill value, but a dataset
+        has all of its chunks.
     """
 
     dataset: StoreLocation
     path: str
     spec: ArraySpec | None
+    strict: bool = True
 
     @property
     def where(self) -> str:
         """For messages."""
         return f"{self.dataset}/{self.path}"
 
-    def extents(self, first: int, last: int, *, complete: bool = True) -> Iterator[Extent]:
+    def extents(self, first: int, last: int) -> Iterator[Extent]:
         """Byte ranges of the chunks ``[first, last)`` of an array with a spec; reads shard indexes that are not cached.
 
-        Without ``complete``, chunks that are absent are passed over: zarr-python writes none where all elements are the
-        fill value. Of values and their genes a dataset has all chunks.
+        Chunks that are absent are passed over.
 
         Raises
         ------
         CorruptStoreError
-            A chunk is absent.
+            A chunk of a strict array is absent.
         """
         spec = _known(self)
         while first < last:
@@ -87,7 +90,7 @@ class Array:
             stop = min(last, (shard + 1) * spec.chunks_per_shard)
             path = f"{self.path}/{spec.prefix}{shard}"
             bounds = _chunk_bounds(self, path)[inside : inside + stop - first].tolist()
-            yield from _coalesce(path, first, bounds, self.where, complete)
+            yield from _coalesce(self, path, first, bounds)
             first = stop
 
     def decode(self, extent: Extent, data: bytes, scratch: AnyArray) -> Iterator[tuple[int, AnyArray]]:
@@ -110,7 +113,7 @@ class Array:
             return np.asarray(_zarr_array(self.dataset, self.path)[start:stop])
         out = np.full(stop - start, self.spec.fill_value, dtype=self.spec.dtype)
         first, last = start // self.spec.chunk_length, -(-stop // self.spec.chunk_length)
-        extents = list(self.extents(first, last, complete=False)) if stop > start else []
+        extents = list(self.extents(first, last)) if stop > start else []
         read = self.dataset.read_ranges([(e.path, e.start, e.stop) for e in extents])
         scratch = self.scratch()
         for extent, data in zip(extents, read, strict=True):
@@ -126,14 +129,14 @@ def _known(array: Array) -> ArraySpec:
     return array.spec
 
 
-def _coalesce(path: str, first: int, bounds: Sequence[Sequence[int]], where: str, complete: bool) -> Iterator[Extent]:
+def _coalesce(array: Array, path: str, first: int, bounds: Sequence[Sequence[int]]) -> Iterator[Extent]:
     chunks: list[tuple[int, int, int]] = []
     begin = end = 0
     for number, (offset, size) in enumerate(bounds, start=first):
         if offset == ABSENT:
-            if not complete:
-                continue
-            raise CorruptStoreError(f"{where}: chunk {number} is absent from {path}; restore the file")
+            if array.strict:
+                raise CorruptStoreError(f"{array.where}: chunk {number} is absent from {path}; restore the file")
+            continue
         if chunks and offset != end:
             yield Extent(path, begin, end, tuple(chunks))
             chunks = []
@@ -240,6 +243,8 @@ def _chunk_bounds(array: Array, path: str) -> AnyArray:
     try:
         size = (array.dataset / path).size()
     except CorruptStoreError:
+        if array.strict:
+            raise
         return np.full((spec.chunks_per_shard, 2), ABSENT, dtype=np.uint64)
     if not spec.sharded:
         return _INDEXES.put(key, np.array([[0, size]], dtype=np.uint64))

@@ -1,7 +1,8 @@
 """Rows from anywhere in a store, gathered into one matrix in any order: decode, then scatter while still in cache.
 
 A gather is first planned: which chunks of which rows go where. Chunks are then decoded piece by piece, on threads
-where an executor is given, and each row's part of a chunk is copied once, to its final place.
+where an executor is given, and each row's part of a chunk is copied once, to its final place. The kernels are imported
+late, as the compiler behind them is slow to import.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import scipy.sparse as sp
 from daodask.arrays import Array, group_attributes, open_array, take
 from daodask.buffers import BufferPool
 from daodask.errors import CorruptStoreError
-from daodask.kernels import count_selected, gather_selected, scatter, scatter_dense
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 
@@ -200,12 +200,16 @@ def _cut_rows(low: Int64Array, high: Int64Array, chunk: int) -> Iterator[tuple[i
 
 
 def _scatter_piece(piece: _Piece, path: str, indptr: Int64Array, out: AnyArray) -> None:
+    from daodask.kernels import scatter
+
     dst = indptr[piece.place]
     for first, values in _decoded(open_array(piece.dataset, path), piece):
         scatter(values, first, piece.low, piece.high, dst, out)
 
 
 def _scatter_dense_piece(piece: _Piece, name: str, lookup: AnyArray, out: AnyArray) -> None:
+    from daodask.kernels import scatter_dense
+
     out[piece.place] = 0
     columns = _decoded(open_array(piece.dataset, f"{name}/indices"), piece)
     values = _decoded(open_array(piece.dataset, f"{name}/data"), piece)
@@ -250,6 +254,8 @@ def _lookup(genes: Int64Array | None, n_vars: int) -> AnyArray:
 def _select(
     data: AnyArray, indices: AnyArray, indptr: Int64Array, shape: tuple[int, int], genes: Int64Array, empty: Empty
 ) -> CSR:
+    from daodask.kernels import count_selected, gather_selected
+
     lookup = _lookup(genes, shape[1])
     selected = np.zeros_like(indptr)
     _check_columns(count_selected(indices, indptr, lookup, selected[1:]), len(lookup))

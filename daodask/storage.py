@@ -89,15 +89,6 @@ class StoreLocation:
     def _resolve(self) -> tuple[fsspec.AbstractFileSystem, str]:
         return _file_system(self, os.getpid())
 
-    def _open_file_system(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        try:
-            fs, path = fsspec.core.url_to_fs(self.url, **dict(self.options))
-        except ImportError as error:
-            raise DependencyError(f"{self.url}: {error}; install what opens such URLs (for s3: daodask[s3])") from error
-        except ValueError as error:
-            raise SpecError(f"{self.url}: expected a path or a URL that fsspec can open: {error}") from error
-        return fs, str(path)
-
     @property
     def is_local(self) -> bool:
         """Whether the bytes are on a disk of this machine, so that libraries which need a real path can have one."""
@@ -220,9 +211,18 @@ class StoreLocation:
 
 
 @lru_cache(maxsize=4096)
-def _file_system(location: StoreLocation, process: int) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Resolving a URL costs as much as reading a chunk; a forked process must not use its parent's connections."""
-    return location._open_file_system()
+def _file_system(
+    location: StoreLocation,
+    process: int,  # noqa: ARG001  a forked process must not use its parent's connections
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Open the file system of a location; resolving a URL costs as much as reading a chunk, so it is done once."""
+    try:
+        fs, path = fsspec.core.url_to_fs(location.url, **dict(location.options))
+    except ImportError as error:
+        raise DependencyError(f"{location}: {error}; install what opens such URLs (for s3: daodask[s3])") from error
+    except ValueError as error:
+        raise SpecError(f"{location}: expected a path or a URL that fsspec can open: {error}") from error
+    return fs, str(path)
 
 
 def _pread(path: str, start: int, stop: int) -> bytes:

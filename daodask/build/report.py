@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -32,7 +33,7 @@ class StudyReport:
     genes_dropped
         Source genes without a place, by reason.
     counts_total, counts_kept
-        Sum over X in the source, and of what was kept.
+        Sum over X in the source, and of what was kept; NaN where X has values that have no sum.
     """
 
     id: str
@@ -69,6 +70,11 @@ class StudyReport:
         )
         return {name: value for name, value in dataclasses.asdict(self).items() if name in kept}
 
+    @classmethod
+    def from_facts(cls, id: str, status: str, facts: Mapping[str, Any]) -> StudyReport:  # noqa: A002  as the field
+        """The report of what a snapshot keeps; sums that JSON lacks are ``None`` there."""
+        return cls(id, status, **{name: math.nan if value is None else value for name, value in facts.items()})
+
 
 _GOOD: Final = ("built", "replaced", "unchanged")
 
@@ -103,8 +109,9 @@ class BuildReport:
         return all(study.ok for study in self.studies)
 
     def to_json(self) -> str:
-        """The report as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        """The report as JSON text, with ``null`` for numbers that JSON lacks."""
+        value = dataclasses.asdict(self, dict_factory=_with_nulls)
+        return json.dumps(value, allow_nan=False, indent=2, ensure_ascii=False)
 
     def __repr__(self) -> str:
         rows = [_row(s) for s in self.studies]
@@ -119,6 +126,10 @@ class BuildReport:
         bad = len(self.studies) - built - same
         what = f"snapshot {self.snapshot} committed" if self.committed else "nothing to commit"
         return f"{self.url}: {what}; {built} built, {same} unchanged, {bad} refused or failed, in {self.seconds:.1f} s"
+
+
+def _with_nulls(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in items}
 
 
 _HEADER: Final = ("study", "status", "cells", "matched", "summed", "padded", "dropped", "counts kept")

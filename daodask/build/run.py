@@ -216,7 +216,7 @@ def _study_report(planned: StudyPlan, results: Results) -> StudyReport:
     if planned.action in ("refused", "failed"):
         return StudyReport(planned.id, planned.action, planned.reason)
     if planned.action == "unchanged":
-        return StudyReport(planned.id, "unchanged", **planned.known_report)
+        return StudyReport.from_facts(planned.id, "unchanged", planned.known_report)
     result = results[planned.id]
     if isinstance(result, StreamlineError):
         return StudyReport(planned.id, "refused", str(result))

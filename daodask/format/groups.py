@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,10 @@ _METADATA = "zarr.json"
 _INDPTR_CHUNK = 4_096
 #: Elements of an obs chunk, where a dataset has more cells than that; most columns are codes of one or two bytes.
 _OBS_CHUNK = 65_536
+#: Chunks that hold nothing but zeros are written too: an absent one is then always a loss, and never read as data. zarr
+#: knows that for the whole process alone, so that one group is encoded at a time.
+_ALL_CHUNKS = {"array.write_empty_chunks": True}
+_ENCODING = threading.Lock()
 #: Elements of a file of indptr or of an obs column.
 _ROW_SHARD = 2**20
 
@@ -80,6 +85,22 @@ def encode_group(
     group's members is never taken for one.
     """
     import zarr
+
+    with _ENCODING, zarr.config.set(_ALL_CHUNKS):
+        files = _encode(obs, var, uns, matrices, indptr, obsm, codec)
+    return {**files, _METADATA: _consolidated(files)}
+
+
+def _encode(
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    uns: Mapping[str, Any],
+    matrices: tuple[CSRLayout, ...],
+    indptr: Mapping[str, np.ndarray[tuple[int], np.dtype[np.int64]]],
+    obsm: tuple[ObsmLayout, ...],
+    codec: Codec,
+) -> dict[str, bytes]:
+    import zarr
     from anndata.io import write_elem
     from zarr.storage import MemoryStore
 
@@ -97,8 +118,7 @@ def encode_group(
         _create_csr(root, matrix, indptr[matrix.name], codec)
     for array in obsm:
         _create_obsm(root, array, codec)
-    files = {path: buffers[path].to_bytes() for path in sorted(buffers)}
-    return {**files, _METADATA: _consolidated(files)}
+    return {path: buffers[path].to_bytes() for path in sorted(buffers)}
 
 
 def _consolidated(files: Mapping[str, bytes]) -> bytes:
