@@ -1,8 +1,7 @@
 """Element ranges of a dataset's one-dimensional arrays, read from byte ranges.
 
 An array whose codecs are known (see :class:`~daodask.format.chunks.ArraySpec`) is read directly: the shard's index is
-cached, neighbouring chunks are one request, chunks are decoded into place. Any other is left to zarr-python, with
-equal results.
+cached, chunks are fetched together and decoded one by one. Any other is left to zarr-python, with equal results.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -24,27 +23,7 @@ from daodask.format.chunks import ABSENT, ArraySpec, decode_chunk, decode_index
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray, Int64Array
 
-__all__ = ["Array", "Extent", "group_attributes", "open_array", "take"]
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Neighbouring chunks that are one byte range of one file.
-
-    Parameters
-    ----------
-    path
-        File, below the dataset.
-    start, stop
-        Its byte range.
-    chunks
-        Number of each chunk in the array, and its byte bounds within the range.
-    """
-
-    path: str
-    start: int
-    stop: int
-    chunks: tuple[tuple[int, int, int], ...]
+__all__ = ["Array", "group_attributes", "open_array", "take"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +53,39 @@ class Array:
         """For messages."""
         return f"{self.dataset}/{self.path}"
 
-    def extents(self, first: int, last: int) -> Iterator[Extent]:
-        """Byte ranges of the chunks ``[first, last)`` of an array with a spec; reads shard indexes that are not cached.
-
-        Chunks that are absent are passed over.
+    def fetch(self, first: int, last: int) -> list[tuple[int, bytes]]:
+        """Number and bytes of each chunk ``[first, last)`` of an array with a spec; absent ones are passed over.
 
         Raises
         ------
         CorruptStoreError
-            A chunk of a strict array is absent.
+            A chunk of a strict array is absent, or a file is short.
         """
+        ranges = list(self._ranges(first, last))
+        read = self.dataset.read_ranges([(path, start, stop) for _, path, start, stop in ranges])
+        return [(number, data) for (number, *_), data in zip(ranges, read, strict=True)]
+
+    def _ranges(self, first: int, last: int) -> Iterator[tuple[int, str, int, int]]:
+        """Number, file and byte range of chunks; reads shard indexes that are not cached."""
         spec = _known(self)
         while first < last:
             shard, inside = divmod(first, spec.chunks_per_shard)
             stop = min(last, (shard + 1) * spec.chunks_per_shard)
             path = f"{self.path}/{spec.prefix}{shard}"
             bounds = _chunk_bounds(self, path)[inside : inside + stop - first].tolist()
-            yield from _coalesce(self, path, first, bounds)
+            for number, (offset, size) in enumerate(bounds, start=first):
+                if offset != ABSENT:
+                    yield number, path, offset, offset + size
+                elif self.strict:
+                    raise CorruptStoreError(f"{self.where}: chunk {number} is absent from {path}; restore the file")
             first = stop
 
-    def decode(self, extent: Extent, data: bytes, scratch: AnyArray) -> Iterator[tuple[int, AnyArray]]:
-        """First element and values of each chunk of an extent; the values are gone when the next one is asked for."""
+    def decode(self, number: int, data: bytes, scratch: AnyArray) -> tuple[int, AnyArray]:
+        """First element and values of a chunk; the values are gone when the scratch is used again."""
         spec = _known(self)
-        view = memoryview(data)
-        for number, start, stop in extent.chunks:
-            decode_chunk(view[start:stop], spec, scratch, self.where)
-            first = number * spec.chunk_length
-            yield first, scratch[: spec.length - first]
+        decode_chunk(data, spec, scratch, self.where)
+        first = number * spec.chunk_length
+        return first, scratch[: spec.length - first]
 
     def scratch(self) -> AnyArray:
         """Room for one decoded chunk."""
@@ -112,14 +97,13 @@ class Array:
         if self.spec is None:
             return np.asarray(_zarr_array(self.dataset, self.path)[start:stop])
         out = np.full(stop - start, self.spec.fill_value, dtype=self.spec.dtype)
-        first, last = start // self.spec.chunk_length, -(-stop // self.spec.chunk_length)
-        extents = list(self.extents(first, last)) if stop > start else []
-        read = self.dataset.read_ranges([(e.path, e.start, e.stop) for e in extents])
+        if stop <= start:
+            return out
         scratch = self.scratch()
-        for extent, data in zip(extents, read, strict=True):
-            for first, values in self.decode(extent, data, scratch):
-                low, high = max(first, start), min(first + len(values), stop)
-                out[low - start : high - start] = values[low - first : high - first]
+        for number, data in self.fetch(start // self.spec.chunk_length, -(-stop // self.spec.chunk_length)):
+            first, values = self.decode(number, data, scratch)
+            low, high = max(first, start), min(first + len(values), stop)
+            out[low - start : high - start] = values[low - first : high - first]
         return out
 
 
@@ -127,24 +111,6 @@ def _known(array: Array) -> ArraySpec:
     if array.spec is None:
         raise TypeError(f"{array.where} is read by zarr-python")
     return array.spec
-
-
-def _coalesce(array: Array, path: str, first: int, bounds: Sequence[Sequence[int]]) -> Iterator[Extent]:
-    chunks: list[tuple[int, int, int]] = []
-    begin = end = 0
-    for number, (offset, size) in enumerate(bounds, start=first):
-        if offset == ABSENT:
-            if array.strict:
-                raise CorruptStoreError(f"{array.where}: chunk {number} is absent from {path}; restore the file")
-            continue
-        if chunks and offset != end:
-            yield Extent(path, begin, end, tuple(chunks))
-            chunks = []
-        begin = begin if chunks else offset
-        end = offset + size
-        chunks.append((number, offset - begin, end - begin))
-    if chunks:
-        yield Extent(path, begin, end, tuple(chunks))
 
 
 # -- metadata ----------------------------------------------------------------------------------------------------------

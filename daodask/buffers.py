@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,14 @@ class BufferPool:
     Parameters
     ----------
     most_bytes
-        Memory that the pool keeps while nobody uses it.
+        What is on loan and what is kept are together no more than this, unless more is on loan.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._free: list[npt.NDArray[np.uint8]] = []
+        self._on_loan = 0
+        self._returned: deque[npt.NDArray[np.uint8]] = deque()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,12 +57,29 @@ class BufferPool:
 
     def _take(self, size: int) -> npt.NDArray[np.uint8]:
         with self._lock:
+            self._settle()
             fitting = [i for i, memory in enumerate(self._free) if size <= len(memory) <= 2 * size + _GRAIN]
             if fitting:
-                return self._free.pop(min(fitting, key=lambda i: len(self._free[i])))
-        return np.empty(max(1, -(-size // _GRAIN)) * _GRAIN, dtype=np.uint8)
+                memory = self._free.pop(min(fitting, key=lambda i: len(self._free[i])))
+            else:
+                memory = np.empty(max(1, -(-size // _GRAIN)) * _GRAIN, dtype=np.uint8)
+            self._on_loan += len(memory)
+            self._settle()
+        return memory
 
     def _give_back(self, memory: npt.NDArray[np.uint8]) -> None:
-        with self._lock:
-            if sum(map(len, self._free)) + len(memory) <= self._most_bytes:
-                self._free.append(memory)
+        # It never waits, as it runs wherever a last view goes: also where garbage is collected in the midst of _take.
+        self._returned.append(memory)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def _settle(self) -> None:
+        """Take in what came back, and let go of what is too much, that first which was not used for longest."""
+        while self._returned:
+            self._free.append(self._returned.popleft())
+            self._on_loan -= len(self._free[-1])
+        while self._free and self._on_loan + sum(map(len, self._free)) > self._most_bytes:
+            del self._free[0]

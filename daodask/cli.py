@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from daodask._cluster import default_workers, open_client
 from daodask._terminal import open_console, show_progress
 from daodask._version import __version__
-from daodask.errors import DaodaskError, FeatureSpaceError, FormatError, SpecError, StoreNotFoundError
+from daodask.errors import DaodaskError, FeatureSpaceError, FormatError, SpecError, StoreNotFoundError, UnknownNameError
 
 if TYPE_CHECKING:
     from daodask.build.spec import BuildSpec
@@ -38,6 +38,7 @@ _CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (KeyboardInterrupt, INTERRUPTED),
     (SpecError, USAGE),
     (FeatureSpaceError, USAGE),
+    (UnknownNameError, USAGE),
     (StoreNotFoundError, NO_STORE),
     (FormatError, NO_STORE),
     (DaodaskError, FAILED),
@@ -159,6 +160,30 @@ def _validate(arguments: argparse.Namespace) -> int:
     return OK if report.ok else FAILED
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from daodask.batches.schedule import Shuffled
+    from daodask.bench import bench_store
+    from daodask.store import open_store
+
+    default = Shuffled()
+    schedule = Shuffled(arguments.run_rows or default.run_rows, arguments.window_rows or default.window_rows)
+    with show_progress(quiet=arguments.quiet) as progress:
+        report = bench_store(
+            open_store(arguments.url, features=arguments.features, snapshot=arguments.snapshot),
+            batch_size=arguments.batch_size,
+            schedule=schedule,
+            dense_genes=arguments.dense_genes,
+            obs=arguments.obs,
+            memory=arguments.memory,
+            threads=arguments.threads,
+            epochs=arguments.epochs,
+            seconds=arguments.seconds,
+            progress=progress,
+        )
+    _print(report.to_json() if arguments.json else report)
+    return OK
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from daodask.demo import run_demo
 
@@ -186,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"daodask {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_info, _add_validate, _add_demo):
+    for add in (_add_build, _add_info, _add_validate, _add_bench, _add_demo):
         add(commands.add_parser)
     return parser
 
@@ -233,6 +258,36 @@ def _add_validate(add_parser: _AddParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def _add_bench(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "bench", _bench, _BENCH_ABOUT, _BENCH_EXAMPLES)
+    _add_store(parser, several=False)
+    parser.add_argument("--batch-size", metavar="N", type=_natural(1), default=512, help="cells (default: 512)")
+    parser.add_argument(
+        "--run-rows", metavar="N", type=_natural(1), help="neighbouring cells read as one (default: 64)"
+    )
+    parser.add_argument(
+        "--window-rows", metavar="N", type=_natural(1), help="cells that are shuffled in memory (default: 16384)"
+    )
+    parser.add_argument(
+        "--dense-genes", metavar="N", type=_natural(0), default=0, help="dense batches of so many genes (default: CSR)"
+    )
+    parser.add_argument(
+        "--obs",
+        metavar="COL",
+        nargs="+",
+        default=(),
+        help="columns that batches bring (default: cell_type, or another)",
+    )
+    parser.add_argument("--memory", metavar="SIZE", default="1GiB", help="budget for windows (default: 1GiB)")
+    parser.add_argument("--threads", **_threads(default_workers()))
+    parser.add_argument("--epochs", metavar="N", type=_natural(1), default=5, help="passes to measure (default: 5)")
+    parser.add_argument(
+        "--seconds", metavar="S", type=_natural(1), default=30, help="to stay within, about (default: 30)"
+    )
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
 def _add_demo(add_parser: _AddParser) -> None:
     parser = _add(add_parser, "demo", _demo, _DEMO_ABOUT, _DEMO_EXAMPLES)
     parser.add_argument("path", metavar="PATH", nargs="?", help="directory to work in; a new temporary one by default")
@@ -244,9 +299,10 @@ def _add_demo(add_parser: _AddParser) -> None:
     parser.add_argument("--threads", **_threads(1))
 
 
-def _add_store(parser: argparse.ArgumentParser) -> None:
+def _add_store(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
     parser.add_argument("url", metavar="URL", help="the store: path or URL")
-    parser.add_argument("--features", metavar="NAME", help="only this feature space (default: all)")
+    features = "only this feature space (default: all)" if several else "the feature space, where there are several"
+    parser.add_argument("--features", metavar="NAME", help=features)
     parser.add_argument("--snapshot", metavar="N", type=int, help="number of the snapshot (default: the newest)")
 
 
@@ -347,6 +403,26 @@ examples:
   daodask validate atlas --json | jq .findings
 
 exit codes: 0 valid, 1 not valid, 2 there is no such feature space, 3 there is no store at the URL, or it can't be read
+"""
+
+_BENCH_ABOUT = """\
+Measure a store: how fast shuffled batches come from it, and how well they are mixed.
+
+Says how many cells a second there are, how many bytes that is, and how many cells a second decompression alone makes of
+the same chunks with the same threads; how soon the first batch is there, how long a consumer waits for others, and how
+varied batches are in datasets and labels against an independent draw. A large store is read in part.
+"""
+
+_BENCH_EXAMPLES = """\
+examples:
+  daodask bench atlas
+  daodask bench atlas --features human --batch-size 4096 --run-rows 512
+  daodask bench atlas --dense-genes 2000 --obs cell_type donor_id
+  daodask bench gs://bucket/atlas --seconds 120 --memory 4GiB
+  daodask bench atlas --json | jq .cells.median
+
+exit codes: 0 measured, 2 there is no such feature space or column, or a window doesn't fit the memory, 3 there is no
+store at the URL, or it can't be read
 """
 
 _DEMO_ABOUT = """\

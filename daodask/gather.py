@@ -27,13 +27,15 @@ __all__ = ["RowGroup", "csr_of", "gather_csr", "gather_dense", "matrix_width"]
 #: Chunks of a piece, which is what a thread does at a time: enough to outweigh the handing over, few enough to share
 #: out.
 _PIECE_CHUNKS = 8
+#: Elements of what is taken for a chunk where only zarr-python knows the chunks.
+_UNKNOWN_CHUNK = 65_536
 
 Empty = Callable[[Any, Any], AnyArray]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowGroup:
-    """Rows of one dataset: ``rows`` increasing, ``place`` the row of the result that each becomes."""
+    """Rows of one dataset: ``rows`` in order, repeated or not, ``place`` the row of the result that each becomes."""
 
     dataset: StoreLocation
     rows: Int64Array
@@ -105,7 +107,7 @@ def gather_csr(
     _run(_scatter_piece, work, executor)
     n_obs = len(indptr) - 1
     if genes is None:
-        return csr_of(data, indices, _narrow(indptr), (n_obs, n_vars))
+        return csr_of(data, indices, indptr, (n_obs, n_vars))
     return _select(data, indices, indptr, (n_obs, n_vars), genes, empty)
 
 
@@ -121,13 +123,19 @@ def gather_dense(
 ) -> AnyArray:
     """Rows as a dense array ``(rows, genes)`` (computes); parameters as of :func:`gather_csr`."""
     empty: Empty = np.empty if pool is None else pool.empty
-    lookup = _lookup(genes, n_vars)
     n_obs = sum(len(group.rows) for group in groups)
     out = empty((n_obs, n_vars if genes is None else len(genes)), dtype)
+    lookup = _dense_lookup(genes, n_vars)
     work: list[tuple[Any, ...]] = []
     for group in groups:
         low, high = _row_bounds(group, name)
-        work += [(piece, name, lookup, out) for piece in _pieces(group, f"{name}/indices", low, high, whole_rows=True)]
+        out[group.place[low == high]] = 0
+        if not _chunks_match(group.dataset, name):
+            alone = RowGroup(group.dataset, group.rows, np.arange(len(group.rows), dtype=np.int64))
+            out[group.place] = gather_csr([alone], name, n_vars, genes=genes, dtype=dtype).toarray()
+        else:
+            pieces = _pieces(group, f"{name}/indices", low, high, whole_rows=True)
+            work += [(piece, name, lookup, out) for piece in pieces]
     _run(_scatter_dense_piece, work, executor)
     return out
 
@@ -170,7 +178,7 @@ def _pieces(
     if not len(low):
         return
     spec = open_array(group.dataset, path).spec
-    chunk = spec.chunk_length if spec is not None else max(1, int(high[-1]))
+    chunk = spec.chunk_length if spec is not None else _UNKNOWN_CHUNK
     runs = [0, *(np.flatnonzero(low[1:] - high[:-1] >= chunk) + 1).tolist(), len(low)]
     for begin, end in pairwise(runs):
         cut = _cut_rows if whole_rows else _cut_chunks
@@ -210,19 +218,19 @@ def _scatter_piece(piece: _Piece, path: str, indptr: Int64Array, out: AnyArray) 
 def _scatter_dense_piece(piece: _Piece, name: str, lookup: AnyArray, out: AnyArray) -> None:
     from daodask.kernels import scatter_dense
 
-    out[piece.place] = 0
     columns = _decoded(open_array(piece.dataset, f"{name}/indices"), piece)
     values = _decoded(open_array(piece.dataset, f"{name}/data"), piece)
+    row = np.zeros(out.shape[1] + 2, dtype=out.dtype)
     for (first, column), (_, value) in zip(columns, values, strict=True):
-        _check_columns(
-            scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, out), len(lookup)
-        )
+        strange = scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, row, out)
+        _check_columns(strange, len(lookup) - 1)
 
 
 def _check_columns(strange: int, n_vars: int) -> None:
+    """Refuse a matrix with indices that are no columns."""
     if strange:
         raise CorruptStoreError(
-            f"expected indices below {n_vars}, got {strange} that are not; check with daodask validate"
+            f"expected indices below {n_vars}, got others in {strange} places; check the store with daodask validate"
         )
 
 
@@ -232,11 +240,9 @@ def _decoded(array: Array, piece: _Piece) -> Iterator[tuple[int, AnyArray]]:
         start, stop = int(piece.low[0]), int(piece.high[-1])
         yield start, array.read(start, stop)
         return
-    extents = list(array.extents(piece.first, piece.last))
-    read = array.dataset.read_ranges([(e.path, e.start, e.stop) for e in extents])
     scratch = array.scratch()
-    for extent, data in zip(extents, read, strict=True):
-        yield from array.decode(extent, data, scratch)
+    for number, data in array.fetch(piece.first, piece.last):
+        yield array.decode(number, data, scratch)
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -251,6 +257,20 @@ def _lookup(genes: Int64Array | None, n_vars: int) -> AnyArray:
     return lookup
 
 
+def _dense_lookup(genes: Int64Array | None, n_vars: int) -> AnyArray:
+    """Entry of a row per column, see :func:`daodask.kernels.scatter_dense`; small, so as to stay in cache."""
+    selected = _lookup(genes, n_vars)
+    width = n_vars if genes is None else len(genes)
+    narrow = np.uint16 if width + 2 <= 2**16 else np.uint32
+    return np.append(np.where(selected < 0, width, selected), width + 1).astype(narrow)
+
+
+def _chunks_match(dataset: StoreLocation, name: str) -> bool:
+    """Whether values and indices are cut alike, so that chunks of both can be read side by side."""
+    specs = [open_array(dataset, f"{name}/{what}").spec for what in ("data", "indices")]
+    return all(s is not None for s in specs) and len({s.chunk_length for s in specs if s is not None}) == 1
+
+
 def _select(
     data: AnyArray, indices: AnyArray, indptr: Int64Array, shape: tuple[int, int], genes: Int64Array, empty: Empty
 ) -> CSR:
@@ -263,16 +283,11 @@ def _select(
     nnz = int(selected[-1])
     kept, columns = empty(nnz, data.dtype), empty(nnz, np.int32)
     gather_selected(indices, data, indptr, lookup, selected, columns, kept)
-    matrix = csr_of(kept, columns, _narrow(selected), (shape[0], len(genes)))
+    matrix = csr_of(kept, columns, selected, (shape[0], len(genes)))
     if np.any(np.diff(genes) < 0):
         matrix.has_sorted_indices = False
         matrix.sort_indices()
     return matrix
-
-
-def _narrow(indptr: Int64Array) -> AnyArray:
-    """Of the type that indices are, as scipy's loops want it, unless that is too narrow."""
-    return indptr.astype(np.int32) if indptr[-1] < 2**31 else indptr
 
 
 def csr_of(data: AnyArray, indices: AnyArray, indptr: AnyArray, shape: tuple[int, int]) -> CSR:
@@ -281,6 +296,8 @@ def csr_of(data: AnyArray, indices: AnyArray, indptr: AnyArray, shape: tuple[int
     scipy's constructor would copy each array that is a small part of a larger one.
     """
     matrix = sp.csr_matrix(shape, dtype=data.dtype)
-    matrix.data, matrix.indices, matrix.indptr = data, indices, indptr
+    # The bounds are of the type that indices are, as scipy's loops and tensors want them, unless that is too narrow.
+    narrow = indptr.astype(np.int32, copy=False) if indptr[-1] < 2**31 else indptr
+    matrix.data, matrix.indices, matrix.indptr = data, indices, narrow
     matrix.has_canonical_format = True
     return matrix

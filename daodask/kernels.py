@@ -50,29 +50,49 @@ def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any) -
 
 @_jit
 def scatter_dense(
-    columns: Any, values: Any, src_start: int, low: Any, high: Any, place: Any, lookup: Any, out: Any
+    columns: Any, values: Any, src_start: int, low: Any, high: Any, place: Any, lookup: Any, row: Any, out: Any
 ) -> int:
-    """Put rows' values of a pair of chunks into a dense array: column c goes to ``lookup[c]``, if that is not -1.
+    """Put rows' values of a pair of chunks into a dense array.
 
-    Returns how many columns there are no such entries for: a matrix that is sound has none.
+    A row is filled in ``row``, which stays in cache, and copied out whole when its last element was there; what a chunk
+    ends with is there still when the next chunk comes. ``row`` has two more entries than ``out`` has columns, zero as all
+    others between rows, so that there is no branch in the innermost loop.
+
+    Parameters
+    ----------
+    columns, values, src_start
+        Decoded chunks, and the element that the first of each is.
+    low, high, place
+        Element bounds of each row, increasing, and the row of ``out`` that it becomes.
+    lookup
+        Entry of ``row`` per column; the last but one for columns that are not wanted. It has one more entry than there
+        are columns, the last, for all columns that there should not be.
+
+    Returns
+    -------
+    int
+        How many rows have such columns: none of a sound matrix.
     """
     src_stop = src_start + len(columns)
-    n_vars = np.uint64(len(lookup))
+    beyond = np.uint32(len(lookup) - 1)
+    width = out.shape[1]
     strange = 0
     for r in range(np.searchsorted(high, src_start, side="right"), len(low)):
         if low[r] >= src_stop:
             break
+        if r > 0 and low[r] == low[r - 1] and high[r] == high[r - 1]:
+            # The same row once more: what was filled of it is gone when it is complete.
+            if high[r] <= src_stop:
+                out[place[r], :] = out[place[r - 1], :]
+            continue
         first = max(low[r], src_start) - src_start
         last = min(high[r], src_stop) - src_start
-        row = out[place[r]]
         for k in range(np.uint64(first), np.uint64(max(first, last))):
-            column = np.uint64(columns[k])
-            if column < n_vars:
-                target = lookup[column]
-                if target >= 0:
-                    row[np.uint64(target)] = values[k]
-            else:
-                strange += 1
+            row[lookup[min(np.uint32(columns[k]), beyond)]] = values[k]
+        if high[r] <= src_stop:
+            strange += row[width + 1] != 0
+            out[place[r], :] = row[:width]
+            row[:] = 0
     return strange
 
 

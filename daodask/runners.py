@@ -140,16 +140,14 @@ class DaskRunner:
         """Outcomes as workers finish."""
         for future in self._completed:
             tag = self._tags.pop(future.key)
-            if future.status == "finished":
-                outcome = Outcome(tag, future.result())
-            else:
-                outcome = Outcome(tag, error=future.exception())
+            # Where the result was lost with its worker, this waits for the task to have run again.
+            outcome = _run(tag, Task("gather", future.result))
             future.release()
             yield outcome
 
     def share(self, value: Any) -> Any:
-        """A future of the value on the cluster."""
-        return self._client.scatter(value, hash=False)
+        """A future of the value on every worker of now, as what only one had would be lost with it."""
+        return self._client.scatter(value, hash=False, broadcast=True)
 
 
 @contextlib.contextmanager

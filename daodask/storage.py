@@ -7,6 +7,7 @@ by fsspec. Credentials come from the environment of the process that opens it an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import posixpath
 import secrets
@@ -25,7 +26,7 @@ from daodask.errors import CorruptStoreError, DependencyError, SpecError, StoreN
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
-__all__ = ["StoreLocation"]
+__all__ = ["StoreLocation", "coalesce"]
 
 #: fsspec's memory file system looks whether a file is there and then writes it: another thread may come between.
 _MEMORY = threading.Lock()
@@ -131,22 +132,33 @@ class StoreLocation:
             raise CorruptStoreError(f"expected a file at {self.url}, found none; restore it") from error
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Byte ranges ``(path below this location, start, stop)`` of several files, many at once where that helps.
+        """Byte ranges ``(path below this location, start, stop)`` of several files (computes).
+
+        Where a request costs more than a copy, neighbouring ranges are one request, and all requests go out at once.
 
         Raises
         ------
         CorruptStoreError
             A file is absent or ends before a range does.
         """
-        fs, root = self._resolve()
-        if isinstance(fs, LocalFileSystem):
-            return [_pread(f"{root}/{path}", start, stop) for path, start, stop in ranges]
-        paths, starts, stops = zip(*ranges, strict=True) if ranges else ((), (), ())
-        read = fs.cat_ranges([f"{root}/{path}" for path in paths], list(starts), list(stops), on_error="return")
-        return [
-            _whole(data, f"{self.url}/{path}", start, stop)
-            for data, (path, start, stop) in zip(read, ranges, strict=True)
-        ]
+        if isinstance(self.fs, LocalFileSystem):
+            by_path = itertools.groupby(ranges, key=lambda r: r[0])
+            return [data for path, group in by_path for data in _pread(f"{self.path}/{path}", [r[1:] for r in group])]
+        return self._request_ranges(ranges)
+
+    def _request_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        requests = coalesce(ranges)
+        paths = [f"{self.path}/{path}" for path, _, _ in requests]
+        read = self.fs.cat_ranges(paths, [r[1] for r in requests], [r[2] for r in requests], on_error="return")
+        for data, (path, start, stop) in zip(read, requests, strict=True):
+            _check_whole(data, f"{self.url}/{path}", start, stop)
+        pieces, number = [], 0
+        for path, start, stop in ranges:
+            while requests[number][0] != path or not requests[number][1] <= start <= stop <= requests[number][2]:
+                number += 1
+            first = requests[number][1]
+            pieces.append(read[number][start - first : stop - first])
+        return pieces
 
     def write(self, data: bytes) -> None:
         """Write a file that nothing refers to yet; an interrupted write leaves no visible half of it."""
@@ -225,18 +237,32 @@ def _file_system(
     return fs, str(path)
 
 
-def _pread(path: str, start: int, stop: int) -> bytes:
+def coalesce(ranges: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Ranges with those joined that follow each other in a file without a gap."""
+    joined: list[tuple[str, int, int]] = []
+    for path, start, stop in ranges:
+        if joined and joined[-1][0] == path and joined[-1][2] == start:
+            joined[-1] = (path, joined[-1][1], stop)
+        else:
+            joined.append((path, start, stop))
+    return joined
+
+
+def _pread(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
         raise CorruptStoreError(f"expected a file at {path}, found none; restore it") from error
     try:
-        return _whole(os.pread(descriptor, stop - start, start), path, start, stop)
+        read = [os.pread(descriptor, stop - start, start) for start, stop in ranges]
     finally:
         os.close(descriptor)
+    for data, (start, stop) in zip(read, ranges, strict=True):
+        _check_whole(data, path, start, stop)
+    return read
 
 
-def _whole(data: bytes | Exception, where: str, start: int, stop: int) -> bytes:
+def _check_whole(data: bytes | Exception, where: str, start: int, stop: int) -> None:
     if isinstance(data, FileNotFoundError):
         raise CorruptStoreError(f"expected a file at {where}, found none; restore it") from data
     if isinstance(data, Exception):
@@ -245,7 +271,6 @@ def _whole(data: bytes | Exception, where: str, start: int, stop: int) -> bytes:
         raise CorruptStoreError(
             f"{where}: expected bytes {start} to {stop}, got {len(data)} of them; the file is short"
         )
-    return data
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert run.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["build", "info", "validate", "demo"])
+@pytest.mark.parametrize("command", ["build", "info", "validate", "bench", "demo"])
 def test_each_command_teaches_by_examples(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

@@ -54,36 +54,34 @@ def categoricals(draw: st.DrawFn, size: int, labels: st.SearchStrategy[Any]) -> 
     return pd.Categorical.from_codes(codes, pd.Index(categories, dtype=kind), ordered=draw(st.booleans()))
 
 
+#: Values of a column, by what it is; those of pandas' own dtypes and of "gappy text" may be missing.
+ELEMENTS = {
+    "text": TEXT,
+    "gappy text": st.none() | st.just("") | TEXT,
+    "bool": st.booleans(),
+    "boolean": st.none() | st.booleans(),
+    "float32": st.floats(width=32),
+    "float64": st.floats(),
+    "Float64": st.none() | st.floats(allow_nan=False),
+    **{kind: integers(kind) for kind in ("int32", "int64", "uint64")},
+    **{kind: st.none() | integers(kind.lower()) for kind in ("Int8", "Int64", "UInt64")},
+}
+LABELS = {"labels": TEXT, "whole labels": integers("int64")}
+
+
 @st.composite
 def columns(draw: st.DrawFn, size: int, kind: str) -> Any:
-    match kind:
-        case "text" | "gappy text":
-            gaps = [] if kind == "text" else [None]
-            return np.array([*draw(lists(size, TEXT | st.sampled_from(["", *gaps]))), ""], dtype=object)[:-1]
-        case "labels":
-            return draw(categoricals(size, TEXT))
-        case "whole labels":
-            return draw(categoricals(size, integers("int64")))
-        case "bool":
-            return np.array(draw(lists(size, st.booleans())), dtype=bool)
-        case "boolean":
-            return pd.array(draw(lists(size, st.none() | st.booleans())), dtype="boolean")
-        case "float32" | "float64":
-            return np.array(draw(lists(size, st.floats(width=int(kind[-2:])))), dtype=kind)
-        case "Float64":
-            finite = st.none() | st.floats(allow_nan=False)
-            return pd.array(draw(lists(size, finite)), dtype="Float64")
-        case "Int64" | "UInt64" | "Int8":
-            return pd.array(draw(lists(size, st.none() | integers(kind.lower()))), dtype=kind)
-    return np.array(draw(lists(size, integers(kind))), dtype=kind)
-
-
-KINDS = "text,gappy text,labels,whole labels,bool,boolean,float32,float64,Float64,Int64,UInt64,Int8,int64,uint64,int32"
+    if kind in LABELS:
+        return draw(categoricals(size, LABELS[kind]))
+    values = draw(lists(size, ELEMENTS[kind]))
+    if kind[0].isupper() or kind == "boolean":
+        return pd.array(values, dtype=kind)
+    return np.array([*values, ""], dtype=object)[:-1] if kind.endswith("text") else np.array(values, dtype=kind)
 
 
 @st.composite
 def frames(draw: st.DrawFn, size: int) -> pd.DataFrame:
-    chosen = draw(st.lists(st.sampled_from(KINDS.split(",")), unique=True, max_size=5))
+    chosen = draw(st.lists(st.sampled_from([*ELEMENTS, *LABELS]), unique=True, max_size=5))
     values = {f"{kind} é": draw(columns(size, kind)) for kind in chosen}
     return pd.DataFrame(values, index=pd.Index(draw(lists(size, TEXT)), dtype=object))
 

@@ -18,7 +18,8 @@ from daodask.types import AnyArray, Int64Array
 
 __all__ = ["Rows", "read_columns", "read_labels"]
 
-#: Some rows of one part: its number, where they go in the result, and their row numbers in the dataset.
+#: Some rows of one part: its number, where they go in the result, and their row numbers in the dataset, in order; a row
+#: that goes to several places is there as often.
 Rows = tuple[int, Int64Array, Int64Array]
 
 
@@ -107,10 +108,12 @@ def _from_parquet(store: Store, rows: Sequence[Rows], name: str, n: int) -> Any:
     start = 0
     for number, place, local in rows:
         info, part = store.dataset_infos[number], store.selection.parts[number]
-        block = BlockAddress(_directory(store, info), info.id, part.offset, int(local[0]), int(local[-1]) + 1, local)
+        distinct, which = np.unique(local, return_inverse=True)
+        bounds = int(distinct[0]), int(distinct[-1]) + 1
+        block = BlockAddress(_directory(store, info), info.id, part.offset, *bounds, distinct)
         pieces.append(read_obs(block, store.obs_schema, store.dataset_ids, [name])[name])
-        order[place] = np.arange(start, start + len(local))
-        start += len(local)
+        order[place] = start + which
+        start += len(distinct)
     return pd.concat(pieces).iloc[order].array
 
 

@@ -18,7 +18,17 @@ from daodask._format import human_bytes
 from daodask.batches.columns import read_labels
 from daodask.batches.plan import LoaderPlan, Mixing, mixing
 from daodask.batches.readers import ClusterReader, LocalReader, Reader
-from daodask.batches.schedule import Cells, Epoch, Labels, Schedule, Window, named_schedule
+from daodask.batches.schedule import (
+    Cells,
+    Epoch,
+    Labels,
+    Schedule,
+    Window,
+    most_rows,
+    n_batches,
+    named_schedule,
+    stable_repr,
+)
 from daodask.batches.window import Batch, Request
 from daodask.buffers import BufferPool
 from daodask.errors import SpecError, StateError, UnknownNameError, suggest
@@ -53,8 +63,8 @@ _SAME_NAME = (
     "client",
     "threads",
 )
-#: Of a stored value and its index, handed out: float32 and int32.
-_ELEMENT_BYTES = 8
+#: Of the index of a stored value, handed out.
+_INDEX_BYTES = 4
 
 
 class BatchLoader:
@@ -85,7 +95,8 @@ class BatchLoader:
         Applied to each batch where it is made, beside the consumer: on the reading thread, or on the cluster. What it
         returns is handed out.
     memory
-        Budget for windows: bytes or a text such as ``"1GiB"``. It decides how many are read ahead.
+        Budget for windows: bytes or a text such as ``"1GiB"``. It decides how many are read ahead. With a ``client``
+        windows are in the memory of its workers, and this is passed over.
     rank, world_size
         Which of how many processes this is that share each epoch: all get as many batches.
     client
@@ -128,6 +139,8 @@ class BatchLoader:
     ) -> None:
         if batch_size < 1:
             raise SpecError(f"expected a batch_size of at least 1, got {batch_size}")
+        if seed < 0:
+            raise SpecError(f"expected a seed of at least 0, got {seed}")
         if not 0 <= rank < world_size:
             raise SpecError(f"expected a rank from 0 to {world_size - 1} (world_size {world_size}), got {rank}")
         if isinstance(obs, str):
@@ -161,6 +174,8 @@ class BatchLoader:
         layer = None if self.matrix == "X" else self.matrix.removeprefix("layers/")
         loader = BatchLoader(self.store, **{"layer": layer, **arguments, **changes})
         loader._state = self._state
+        if loader.schedule.columns == self.schedule.columns and "_cells" in self.__dict__:
+            loader.__dict__["_cells"] = self._cells  # labels, which were read already
         return loader
 
     # -- iterating -----------------------------------------------------------------------------------------------------
@@ -188,11 +203,7 @@ class BatchLoader:
             self._state = _State(state.epoch + 1)
 
     def __len__(self) -> int:
-        epoch = self._epoch(self._state.next_pass().epoch)
-        count = getattr(self.schedule, "n_batches", None)
-        if count is not None:
-            return int(count(self._cells, self.batch_size, epoch))
-        return sum(window.n_batches for window in self.schedule.windows(self._cells, self.batch_size, epoch))
+        return n_batches(self.schedule, self._cells, self.batch_size, self._epoch(self.epoch))
 
     @property
     def epoch(self) -> int:
@@ -241,29 +252,30 @@ class BatchLoader:
 
     @cached_property
     def _window_bytes(self) -> int:
-        """Expected memory of a whole window."""
-        rows = getattr(self.schedule, "window_rows", None) or self.store.n_obs
-        rows = max(self.batch_size, min(rows, self.store.n_obs))
+        """Expected memory of the largest window."""
+        rows = most_rows(self.schedule, self._cells, self.batch_size, self._epoch(self.epoch))
+        itemsize = self.store.served_dtype(self.matrix).itemsize
         if self.dense:
-            return int(rows * self.store.n_vars * np.dtype(self.store.served_dtype(self.matrix)).itemsize)
+            return rows * self.store.n_vars * itemsize
         stored = self.store.snapshot.dataset
         infos = [stored[i] for i in self.store.selection.datasets]
         n_obs = max(1, sum(i.n_obs for i in infos))
         elements = rows * sum(i.matrix[self.matrix].nnz for i in infos) / n_obs
         # Selected genes are picked out of all of them, and both are there for a moment.
         chosen = self.store.n_vars / max(1, self.store.selection.n_stored_vars)
-        return int(elements * _ELEMENT_BYTES * (1 if self.store.selection.genes is None else 1 + chosen))
+        return int(elements * (itemsize + _INDEX_BYTES) * (1 if self.store.selection.genes is None else 1 + chosen))
 
     @cached_property
     def _read_ahead(self) -> int:
         """Windows beside the one that is consumed and the one that takes its place."""
-        window = max(1, self._window_bytes)
-        if window > self.memory:
+        windows = self.memory // max(1, self._window_bytes)
+        if windows < 2:
             raise SpecError(
-                f"expected a window within memory={human_bytes(self.memory)}, got about {human_bytes(window)}; give "
-                f"more memory, or a schedule with a smaller window_rows"
+                f"expected two windows within memory={human_bytes(self.memory)}, one to consume and one to read, got "
+                f"about {human_bytes(self._window_bytes)} for each; give more memory, or a schedule with a smaller "
+                f"window_rows"
             )
-        return min(_MOST_READ_AHEAD, max(0, self.memory // window - 2))
+        return min(_MOST_READ_AHEAD, windows - 2)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -290,6 +302,8 @@ class BatchLoader:
             shared by another number of ranks: such an epoch has to be ended, or begun anew, with as many ranks as
             before.
         """
+        if not {"epoch", "batches_done", "world_size", "fingerprint"} <= state.keys():
+            raise StateError(f"expected what state_dict() of a loader returns, got {dict(state)!r}")
         if state["fingerprint"] != self._fingerprint:
             raise StateError(
                 "expected the state of a loader over the same cells with the same batch_size, schedule, seed and "
@@ -298,8 +312,7 @@ class BatchLoader:
         if state["batches_done"] and state["world_size"] != self.world_size:
             raise StateError(
                 f"expected world_size {state['world_size']}, which the epoch was begun with, got {self.world_size}; "
-                f"end "
-                f"the epoch with as many ranks, or set batches_done to 0 to begin it anew"
+                f"end the epoch with as many ranks, or set batches_done to 0 to begin it anew"
             )
         self._state = _State(int(state["epoch"]), int(state["batches_done"]), fresh=True)
 
@@ -307,7 +320,7 @@ class BatchLoader:
     def _fingerprint(self) -> str:
         """SHA-256 of all that decides what the batches of an epoch are."""
         digest = hashlib.sha256()
-        for text in (self.batch_size, _stable_repr(self.schedule), self.seed, self.drop_last, self.matrix):
+        for text in (self.batch_size, stable_repr(self.schedule), self.seed, self.drop_last, self.matrix):
             digest.update(f"{text}|".encode())
         for part, info in zip(self.store.selection.parts, self.store.dataset_infos, strict=True):
             digest.update(f"{info.fingerprint}|{'all' if part.rows is None else ''}".encode())
@@ -325,22 +338,21 @@ class BatchLoader:
             Obs columns to measure mixing by; ``"dataset"`` needs no read, others are read (computes).
         """
         columns = [mixing_by] if isinstance(mixing_by, str) else list(mixing_by)
-        epoch = self._state.next_pass().epoch
-        first = list(islice(self._windows(epoch), _PLAN_WINDOWS))
+        first = list(islice(self._windows(self.epoch), _PLAN_WINDOWS))
         infos = [self.store.snapshot.dataset[i] for i in self.store.selection.datasets]
         share = self.store.n_obs / max(1, sum(i.n_obs for i in infos))
-        n_batches = len(self)
+        in_all = len(self)
         per_window = max(1.0, float(np.mean([w.n_batches for w in first] or [1])))
         return LoaderPlan(
             schedule=self.schedule,
             n_obs=self.store.n_obs,
-            n_batches=n_batches,
-            n_windows=math.ceil(n_batches / per_window),
+            n_batches=in_all,
+            n_windows=math.ceil(in_all / per_window),
             window_bytes=self._window_bytes,
             read_ahead=self._read_ahead,
             memory=self.memory,
             runs=float(np.mean([_count_runs(w.positions) for w in first] or [0])),
-            read_bytes=int(sum(i.nbytes for i in infos) * min(1.0, share)),
+            read_bytes=int(sum(i.nbytes for i in infos) * min(1.0, share) / self.world_size),
             mixing=tuple(self._mixing(column, first) for column in columns),
         )
 
@@ -354,8 +366,10 @@ class BatchLoader:
 
     def __repr__(self) -> str:
         n_obs, n_vars = self.store.shape
+        # How many batches by label there are is known once the labels were read; looking at a loader reads nothing.
+        count = "" if self.schedule.columns else f"{len(self):,} "
         return (
-            f"<BatchLoader: {len(self):,} batches of {self.batch_size:,} out of {n_obs:,} cells x {n_vars:,} genes, "
+            f"<BatchLoader: {count}batches of {self.batch_size:,} out of {n_obs:,} cells x {n_vars:,} genes, "
             f"{self.schedule}, seed {self.seed}, next epoch {self.epoch}>"
         )
 
@@ -404,9 +418,3 @@ def _after(windows: Iterator[Window], n_batches: int) -> tuple[Iterator[Window],
 
 def _count_runs(positions: Int64Array) -> int:
     return int(np.count_nonzero(np.diff(np.sort(positions)) > 1)) + 1
-
-
-def _stable_repr(schedule: Schedule) -> str:
-    """Text that is the same in every process, also of an object whose repr is its address."""
-    kind = type(schedule)
-    return f"{kind.__module__}.{kind.__qualname__}" if kind.__repr__ is object.__repr__ else repr(schedule)

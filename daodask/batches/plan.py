@@ -77,8 +77,10 @@ class LoaderPlan:
     ----------
     schedule
         What decides the batches.
-    n_obs, n_batches, n_windows
-        Cells, batches and windows of this rank.
+    n_obs
+        Selected cells, which all ranks share.
+    n_batches, n_windows
+        Batches and windows of this rank.
     window_bytes
         Memory of the largest window, expected from the mean number of non-zeros.
     read_ahead
@@ -88,7 +90,7 @@ class LoaderPlan:
     runs
         Stretches of neighbouring rows that are read, in the windows looked at, per window.
     read_bytes
-        Bytes to read in the epoch, expected from the size on disk.
+        Bytes that this rank reads in the epoch, expected from the size on disk.
     mixing
         Of the labels looked at.
     """

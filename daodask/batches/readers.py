@@ -58,8 +58,9 @@ class LocalReader:
             if not self.read_ahead:
                 yield from map(make, windows)
                 return
-            # One thread reads windows one after another: two at once would make each of them late.
-            with ThreadPoolExecutor(1, "daodask-window") as ahead:
+            # While the decoders work on one window, the next is planned and the one before is cut into batches. More than
+            # two at once would only make each of them late.
+            with ThreadPoolExecutor(min(2, self.read_ahead), "daodask-window") as ahead:
                 yield from _ahead(windows, lambda window: ahead.submit(make, window), self.read_ahead)
 
 
@@ -100,7 +101,8 @@ class ClusterReader:
     def read(self, store: Store, windows: Iterator[Window], request: Request) -> Iterator[list[Any]]:
         """The batches of each window; what was consumed is released on the cluster."""
         depth = self.most_windows or max(1, _TASKS_PER_THREAD * sum(self.client.nthreads().values()))
-        shared = self.client.scatter((store, request), broadcast=True, hash=False)
+        # A task and not scattered data, as it is run again where all workers that have its result are gone.
+        shared = self.client.submit(_shared, store, request, key=f"share-{os.urandom(8).hex()}")
         pending: deque[Any] = deque()
         try:
             for window in windows:
@@ -117,6 +119,10 @@ class ClusterReader:
         batches: list[Any] = future.result()
         future.release()
         return batches
+
+
+def _shared(store: Store, request: Request) -> tuple[Store, Request]:
+    return store, request
 
 
 def _key(window: Window) -> str:

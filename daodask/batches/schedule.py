@@ -28,7 +28,10 @@ __all__ = [
     "Sequential",
     "Shuffled",
     "Window",
+    "most_rows",
+    "n_batches",
     "named_schedule",
+    "stable_repr",
 ]
 
 #: Cells of a window where nothing else is asked for: 16 384 cells of 2 000 non-zeros are 260 MB.
@@ -102,8 +105,9 @@ class Window:
 class Schedule(Protocol):
     """Decides what each batch holds. Any object with these two is one.
 
-    It may also have ``n_batches(cells, batch_size, epoch)``, the number of one rank's batches in an epoch, where that
-    is known without making the windows; and ``window_rows``, the cells of its windows, for the memory to be foreseen.
+    It may also have ``n_batches(cells, batch_size, epoch)``, the number of one rank's batches in an epoch, and
+    ``most_rows(cells, batch_size, epoch)``, the cells of the largest of its windows, where these are known without
+    making the windows.
     """
 
     @property
@@ -136,28 +140,40 @@ def _share(n: int, epoch: Epoch) -> tuple[int, int]:
     return turn * length, (turn + 1) * length
 
 
+def _stretch(start: int, stop: int, n: int, epoch: Epoch) -> Int64Array:
+    """Elements ``[start, stop)`` of a stream of ``n``, with padding for those that are beyond its end."""
+    stream = np.arange(start, stop, dtype=np.int64)
+    beyond = stream >= n
+    # Less than world_size elements are padding; which ones they repeat changes with the epoch.
+    stream[beyond] = (stream[beyond] - n + epoch.number * epoch.world_size) % n
+    return stream
+
+
 def _cut(n: int, batch_size: int, window_rows: int, epoch: Epoch, take: Take, *, shuffle: bool) -> Iterator[Window]:
-    """Windows of a rank's share of a stream, whose elements ``take`` gives; padding comes from a place that rotates."""
+    """Windows of a rank's share of a stream, whose elements ``take`` gives."""
     start, stop = _share(n, epoch)
     rows = _window_rows(window_rows, batch_size)
     for number, low in enumerate(range(start, stop, rows) if n else ()):
-        stream = np.arange(low, min(low + rows, stop), dtype=np.int64)
-        beyond = stream >= n
-        # Less than world_size elements are padding; which cells they repeat changes with the epoch.
-        stream[beyond] = (stream[beyond] - n + epoch.number * epoch.world_size) % n
-        positions = take(stream)
+        positions = take(_stretch(low, min(low + rows, stop), n, epoch))
         if shuffle:
             positions = epoch.generator(1, epoch.rank, number).permutation(positions)
         whole = len(positions) // batch_size * batch_size
         last = () if whole == len(positions) or epoch.drop_last else (len(positions),)
-        if whole or last:
-            yield Window(number, positions, (*range(0, whole + 1, batch_size), *last))
+        bounds = (*range(0, whole + 1, batch_size), *last)
+        if len(bounds) > 1:
+            yield Window(number, positions[: bounds[-1]], bounds)
 
 
 def _count(n: int, batch_size: int, epoch: Epoch) -> int:
     """Batches of a rank's share of a stream."""
     start, stop = _share(n, epoch)
     return (stop - start) // batch_size if epoch.drop_last else -(-(stop - start) // batch_size)
+
+
+def _most(n: int, batch_size: int, window_rows: int, epoch: Epoch) -> int:
+    """Cells of the largest window of a rank's share of a stream."""
+    start, stop = _share(n, epoch)
+    return min(_window_rows(window_rows, batch_size), stop - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +194,10 @@ class Sequential:
     def n_batches(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
         """Batches of one rank in an epoch."""
         return _count(cells.n_obs, batch_size, epoch)
+
+    def most_rows(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        """Cells of the largest window."""
+        return _most(cells.n_obs, batch_size, self.window_rows, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +233,10 @@ class Shuffled:
         """Batches of one rank in an epoch."""
         return _count(cells.n_obs, batch_size, epoch)
 
+    def most_rows(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        """Cells of the largest window."""
+        return _most(cells.n_obs, batch_size, self.window_rows, epoch)
+
 
 def _run_order(n: int, run_rows: int, generator: np.random.Generator) -> Take:
     """A random order of ``0 … n - 1`` in which runs stay together; only the runs' starts are held in memory."""
@@ -245,6 +269,15 @@ class Full:
         n = max(1, stop - start)
         return _cut(cells.n_obs, n, n, epoch, lambda stream: stream, shuffle=False)
 
+    def n_batches(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        """One, or none where there is no cell."""
+        return min(1, self.most_rows(cells, batch_size, epoch))
+
+    def most_rows(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        """Cells of the rank."""
+        start, stop = _share(cells.n_obs, epoch)
+        return stop - start
+
 
 # -- by label ----------------------------------------------------------------------------------------------------------
 
@@ -257,10 +290,11 @@ def _groups(cells: Cells, column: str) -> list[Int64Array]:
     return [order[a:b] for a, b in pairwise(bounds.tolist()) if b > a]
 
 
-def _present(cells: Cells, column: str) -> list[Label]:
+def _sizes(cells: Cells, column: str) -> dict[Label, int]:
+    """Cells of each label that any cell has, in order of the categories."""
     labels = cells.labels[column]
-    counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.categories))
-    return [label for label, count in zip(labels.categories, counts, strict=True) if count]
+    counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.categories)).tolist()
+    return {label: count for label, count in zip(labels.categories, counts, strict=True) if count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,17 +326,25 @@ class Grouped:
         if not groups:
             return
         order = epoch.generator(0).permutation(len(groups)) if self.shuffle else np.arange(len(groups))
-        start, stop = _share(len(groups), epoch)
         pooled: list[Int64Array] = []
         number = 0
-        for i in range(start, stop):
-            place = i if i < len(groups) else (i - len(groups) + epoch.number * epoch.world_size) % len(groups)
+        for place in _stretch(*_share(len(groups), epoch), len(groups), epoch):
             group = groups[order[place]]
             if pooled and sum(map(len, pooled)) + len(group) > self.window_rows:
                 yield _pool(number, pooled)
                 number, pooled = number + 1, []
             pooled.append(group)
-        yield _pool(number, pooled)
+        if pooled:
+            yield _pool(number, pooled)
+
+    def n_batches(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        """Groups of one rank in an epoch."""
+        return _count(len(_sizes(cells, self.by)), 1, epoch)
+
+    def most_rows(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        """Cells of the largest window, as far as these are known before groups are put into an order."""
+        sizes = _sizes(cells, self.by).values()
+        return max(min(self.window_rows, sum(sizes)), max(sizes, default=0))
 
 
 def _pool(number: int, groups: list[Int64Array]) -> Window:
@@ -344,24 +386,38 @@ class Balanced:
     def windows(self, cells: Cells, batch_size: int, epoch: Epoch) -> Iterator[Window]:
         """The windows of one rank; all ranks together are one draw."""
         groups = _groups(cells, self.by)
-        shares = self._shares(_present(cells, self.by), [len(g) for g in groups])
-        generator = epoch.generator(0)
+        shares = self._shares(_sizes(cells, self.by))
         draw = self._with_replacement if self.replacement else self._without_replacement
-        stream = draw(groups, shares, generator)
+        stream = draw(groups, shares, epoch.generator(0)) if groups else np.empty(0, np.int64)
         return _cut(len(stream), batch_size, self.window_rows, epoch, lambda i: stream[i], shuffle=True)
 
-    def _shares(self, labels: list[Label], sizes: list[int]) -> AnyArray:
+    def n_batches(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        """Batches of one rank in an epoch."""
+        return _count(self._n_drawn(cells), batch_size, epoch)
+
+    def most_rows(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        """Cells of the largest window."""
+        return _most(self._n_drawn(cells), batch_size, self.window_rows, epoch)
+
+    def _n_drawn(self, cells: Cells) -> int:
+        """Cells of an epoch."""
+        sizes = _sizes(cells, self.by)
+        shares = self._shares(sizes)
+        return sum(sizes.values()) if self.replacement else sum(_quotas(list(sizes.values()), shares))
+
+    def _shares(self, sizes: Mapping[Label, int]) -> AnyArray:
         """Probability of each label."""
         if self.weights == "group":
-            weights = np.ones(len(labels))
+            weights = np.ones(len(sizes))
         elif self.weights == "cell":
-            weights = np.array(sizes, dtype=float)
-        else:
-            named = dict(self.weights)
-            unknown = next((label for label in named if label not in labels), None)
+            weights = np.array(list(sizes.values()), dtype=float)
+        elif isinstance(self.weights, Mapping):
+            unknown = next((label for label in self.weights if label not in sizes), None)
             if unknown is not None:
-                raise SpecError(f"weights: no selected cell has {self.by} = {unknown!r}; {suggest(unknown, labels)}")
-            weights = np.array([named.get(label, 0.0) for label in labels], dtype=float)
+                raise SpecError(f"weights: no selected cell has {self.by} = {unknown!r}; {suggest(unknown, sizes)}")
+            weights = np.array([self.weights.get(label, 0.0) for label in sizes], dtype=float)
+        else:
+            raise SpecError(f"weights: expected 'group', 'cell', or a weight per label, got {self.weights!r}")
         if not np.all(np.isfinite(weights)) or np.any(weights < 0) or (len(weights) and not weights.sum()):
             raise SpecError(f"weights: expected numbers of at least 0, and one above it, got {self.weights!r}")
         shares: AnyArray = weights / weights.sum() if len(weights) else weights
@@ -370,30 +426,31 @@ class Balanced:
     def _with_replacement(
         self, groups: list[Int64Array], shares: AnyArray, generator: np.random.Generator
     ) -> Int64Array:
-        n_runs = -(-sum(map(len, groups)) // self.run_rows)
-        chosen = generator.choice(len(groups), size=n_runs, p=shares) if groups else np.empty(0, np.int64)
         sizes = np.array([len(g) for g in groups], dtype=np.int64)
-        first = (generator.random(n_runs) * sizes[chosen]).astype(np.int64) if groups else chosen
+        n_runs = -(-int(sizes.sum()) // self.run_rows)
+        chosen = generator.choice(len(groups), size=n_runs, p=shares)
+        first = (generator.random(n_runs) * sizes[chosen]).astype(np.int64)
         # A run goes on at the label's first cell where it passes the last one: every cell is as likely as any other.
-        within = (first[:, None] + np.arange(self.run_rows)) % sizes[chosen][:, None] if groups else first[:, None]
+        within = (first[:, None] + np.arange(self.run_rows)) % sizes[chosen][:, None]
         offsets = np.cumsum([0, *sizes])[:-1]
-        pooled = np.concatenate([np.empty(0, np.int64), *groups])
-        drawn: Int64Array = pooled[(within + offsets[chosen][:, None]).ravel()] if groups else pooled
-        return drawn[: sum(map(len, groups))]
+        drawn: Int64Array = np.concatenate(groups)[(within + offsets[chosen][:, None]).ravel()]
+        return drawn[: sizes.sum()]
 
     def _without_replacement(
         self, groups: list[Int64Array], shares: AnyArray, generator: np.random.Generator
     ) -> Int64Array:
-        used = shares > 0
-        if not used.any():
-            return np.empty(0, np.int64)
-        total = min(len(g) / share for g, share in zip(groups, shares, strict=True) if share)
         runs: list[Int64Array] = []
-        for group, share in zip(groups, shares, strict=True):
+        for group, quota in zip(groups, _quotas([len(g) for g in groups], shares), strict=True):
             order = _run_order(len(group), self.run_rows, generator)
-            chosen = group[order(np.arange(int(total * share), dtype=np.int64))]
+            chosen = group[order(np.arange(quota, dtype=np.int64))]
             runs += np.split(chosen, range(self.run_rows, len(chosen), self.run_rows))
         return np.concatenate([runs[i] for i in generator.permutation(len(runs))])
+
+
+def _quotas(sizes: list[int], shares: AnyArray) -> list[int]:
+    """Cells of each label, by its share, of which there are as many as the scarcest label allows."""
+    total = min((size / share for size, share in zip(sizes, shares, strict=True) if share), default=0.0)
+    return [round(total * share) for share in shares.tolist()]
 
 
 # -- by name -----------------------------------------------------------------------------------------------------------
@@ -418,4 +475,29 @@ def named_schedule(schedule: str | Schedule) -> Schedule:
         return _NAMED[schedule]()
     if not isinstance(schedule, Schedule):
         raise SpecError(f"expected the name of a schedule or an object with columns and windows(), got {schedule!r}")
+    for name in ("run_rows", "window_rows"):
+        if getattr(schedule, name, 1) < 1:
+            raise SpecError(f"expected {name} of at least 1, got {schedule}")
     return schedule
+
+
+def most_rows(schedule: Schedule, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+    """Cells of the largest window of a rank; windows are made, one after another, where the schedule can't tell."""
+    known = getattr(schedule, "most_rows", None)
+    if known is not None:
+        return int(known(cells, batch_size, epoch))
+    return max((len(window.positions) for window in schedule.windows(cells, batch_size, epoch)), default=0)
+
+
+def n_batches(schedule: Schedule, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+    """Batches of a rank; windows are made, one after another, where the schedule can't tell."""
+    known = getattr(schedule, "n_batches", None)
+    if known is not None:
+        return int(known(cells, batch_size, epoch))
+    return sum(window.n_batches for window in schedule.windows(cells, batch_size, epoch))
+
+
+def stable_repr(schedule: Schedule) -> str:
+    """Text that is the same in every process, also of an object whose repr is its address."""
+    kind = type(schedule)
+    return f"{kind.__module__}.{kind.__qualname__}" if kind.__repr__ is object.__repr__ else repr(schedule)

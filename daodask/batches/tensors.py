@@ -41,7 +41,8 @@ def _column(values: pd.Series) -> AnyArray:
     if pd.api.types.is_extension_array_dtype(values.dtype):
         # A missing number is NaN, as tensors have nothing else for it.
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
-    return values.to_numpy()
+    # A copy: pandas may give out its own memory, which is not to be written to, and tensors are.
+    return values.to_numpy(copy=True)
 
 
 def categories(loader: BatchLoader) -> dict[str, tuple[Label, ...]]:
@@ -59,5 +60,5 @@ def check_numeric(loader: BatchLoader) -> None:
         A column is text and not categorical.
     """
     for column in loader.obs:
-        if pd.api.types.is_object_dtype(loader.store.obs_dtypes[column]):
+        if pd.api.types.is_string_dtype(loader.store.obs_dtypes[column]):
             raise SpecError(f"expected labels or numbers for tensors, got obs column {column!r} of text; leave it out")

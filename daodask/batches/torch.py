@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from daodask.batches.schedule import Cells, Epoch, Schedule, Window
+from daodask.batches.schedule import Cells, Epoch, Schedule, Window, most_rows, stable_repr
 from daodask.batches.tensors import arrays, categories, check_numeric
 from daodask.batches.window import Batch
-from daodask.errors import DependencyError
+from daodask.errors import DependencyError, SpecError
 from daodask.types import Label
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ class TorchBatches(IterableDataset):  # type: ignore[misc,type-arg,unused-ignore
 
     Give it to ``torch.utils.data.DataLoader(dataset, batch_size=None)``: batches are made here. ``X`` is a sparse CSR
     tensor, or a dense one for a loader with ``dense=True``; labels are int64 codes, see :attr:`categories`. Workers
-    share the windows of a rank's epoch; each pass over the ``DataLoader`` is a new epoch, whether its workers persist
-    or not. Where ``torch.distributed`` is initialised and the loader was not given a rank, that of the process is
-    taken.
+    share the windows of a rank's epoch, and each has the loader's memory for its own; each pass over the ``DataLoader``
+    is a new epoch, whether its workers persist or not. Where ``torch.distributed`` is initialised and the loader was
+    not given a rank, that of the process is taken. ``torchdata``'s ``StatefulDataLoader`` can stop anywhere in an epoch
+    and go on from there; without it and without workers, so can :attr:`loader`.
 
     Parameters
     ----------
@@ -51,10 +52,7 @@ class TorchBatches(IterableDataset):  # type: ignore[misc,type-arg,unused-ignore
         super().__init__()
         check_numeric(loader)
         self.loader = _with_rank(loader)
-        #: Passes begun, per worker: shared memory, as a worker that does not persist forgets its own count.
-        self._passes = torch.zeros(_MOST_WORKERS, dtype=torch.int64).share_memory_()
-        self._active = self.loader
-        self._loaded: Mapping[str, Any] | None = None
+        self._passes = _Passes()
 
     @property
     def categories(self) -> dict[str, tuple[Label, ...]]:
@@ -63,33 +61,98 @@ class TorchBatches(IterableDataset):  # type: ignore[misc,type-arg,unused-ignore
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        if info is not None:
-            self._active = self._of_worker(info.id, info.num_workers)
-        if self._loaded is not None:
-            self._active.load_state_dict(self._loaded)
-            self._loaded = None
-        return iter(self._active) if self.loader.fn is not None else map(to_tensors, self._active)
-
-    def _of_worker(self, worker: int, n_workers: int) -> BatchLoader:
-        """A loader of every n-th window, at the epoch that this worker is to make next."""
-        loader = self.loader.copy(schedule=_EveryNth(self.loader.schedule, worker, n_workers), threads=1)
-        loader.epoch = self.loader.epoch + int(self._passes[worker])
-        self._passes[worker] += 1
-        return loader
+        return _Pass(self.loader) if info is None else _WorkerPass(self.loader, self._passes, info)
 
     def __len__(self) -> int:
         return len(self.loader)
 
+
+class _Pass:
+    """One pass over a loader, which ``torchdata`` may ask where it is."""
+
+    def __init__(self, loader: BatchLoader) -> None:
+        self._loader = loader
+        self._convert = to_tensors if loader.fn is None else _as_it_is
+        self._begin(0)
+
+    def _begin(self, batches_done: int) -> None:
+        self._epoch, self._done, self._batches = self._loader.epoch, batches_done, iter(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self._done += 1
+        return self._convert(batch)
+
     def state_dict(self) -> dict[str, Any]:
-        """Where this process's part of the epoch is; ``torchdata``'s ``StatefulDataLoader`` asks each worker for it."""
-        return self._active.state_dict()
+        """As of the loader; but when the pass has ended it is at its end, and not at the next epoch's beginning."""
+        return {**self._loader.state_dict(), "epoch": self._epoch, "batches_done": self._done}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state with the next pass."""
-        self._loaded = dict(state)
+        """Go on from a state."""
+        self._loader.load_state_dict(state)
+        self._begin(int(state["batches_done"]))
 
 
-_MOST_WORKERS = 1024
+class _WorkerPass(_Pass):
+    """A worker's part of a pass: every n-th window, of the epoch that all workers agree on."""
+
+    def __init__(self, loader: BatchLoader, passes: _Passes, info: Any) -> None:
+        if loader.client is not None:
+            raise SpecError("expected a DataLoader with num_workers=0, as the loader's client reads already")
+        self._passes, self._info = passes, info
+        own = loader.copy(schedule=_EveryNth(loader.schedule, info.id, info.num_workers), threads=1)
+        own.epoch = passes.next_epoch(info, loader.epoch)
+        super().__init__(own)
+
+    def _begin(self, batches_done: int) -> None:
+        super()._begin(batches_done)
+        self._passes.enter(self._info, self._epoch)
+
+
+class _Passes:
+    """Epochs that workers have begun, in shared memory, as a worker that does not persist forgets its own.
+
+    The workers of one ``DataLoader`` know each other by the seed that they share. Each writes nothing but an entry of
+    its own, so that there is nothing to lock.
+    """
+
+    def __init__(self) -> None:
+        #: Per slot and worker: the key of the workers, the epoch begun, and the one that others may begin.
+        self._entries = torch.zeros((_SLOTS, _MOST_WORKERS, 3), dtype=torch.int64).share_memory_()
+
+    def next_epoch(self, info: Any, first: int) -> int:
+        """The epoch that a worker is to make: the one after its last, or that of its fellows, or a new one."""
+        # What others may begin is read before keys are, and written after them: a fellow's epoch never counts as past.
+        following = max(first, int(self._entries[:, :, 2].max()))
+        key, slot = _key(info)
+        known = self._entries[slot, :, 0] == key
+        if known[info.id]:
+            return int(self._entries[slot, info.id, 1]) + 1
+        return int(self._entries[slot, known, 1].max()) if known.any() else following
+
+    def enter(self, info: Any, epoch: int) -> None:
+        """Say which epoch a worker has begun."""
+        key, slot = _key(info)
+        for place, value in ((1, epoch), (0, key), (2, epoch + 1)):
+            self._entries[slot, info.id, place] = value
+
+
+#: Of entries, so that ``DataLoader``s which run side by side are unlikely to share one.
+_SLOTS = 61
+_MOST_WORKERS = 256
+
+
+def _key(info: Any) -> tuple[int, int]:
+    # The seeds of workers are that of the DataLoader plus their number. No key is 0, which is what unused entries have.
+    key = (info.seed - info.id) % 2**48 * _MOST_WORKERS + info.num_workers
+    return key, key // _MOST_WORKERS % _SLOTS
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +169,12 @@ class _EveryNth:
 
     def windows(self, cells: Cells, batch_size: int, epoch: Epoch) -> Iterator[Window]:
         return islice(self.schedule.windows(cells, batch_size, epoch), self.first, None, self.step)
+
+    def most_rows(self, cells: Cells, batch_size: int, epoch: Epoch) -> int:
+        return most_rows(self.schedule, cells, batch_size, epoch)
+
+    def __repr__(self) -> str:
+        return f"every {self.step}th window of {stable_repr(self.schedule)} from the {self.first}th"
 
 
 def _with_rank(loader: BatchLoader) -> BatchLoader:
@@ -137,4 +206,5 @@ def _sparse(matrix: Any) -> Any:
             torch.from_numpy(matrix.indices),
             torch.from_numpy(matrix.data),
             size=matrix.shape,
+            check_invariants=False,
         )

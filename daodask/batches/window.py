@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from daodask.batches.columns import Rows, read_columns
+from daodask.batches.columns import read_columns
 from daodask.batches.schedule import Window
 from daodask.buffers import BufferPool
 from daodask.gather import RowGroup, csr_of, gather_csr, gather_dense
@@ -20,7 +20,7 @@ from daodask.types import CSR, AnyArray, BoolArray, Int64Array
 __all__ = ["Batch", "Request", "make_batches", "read_window"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Some cells.
 
@@ -105,7 +105,7 @@ def read_window(
 ) -> _Cells:
     """Read a window's cells in the order in which it hands them out (computes)."""
     order = np.argsort(window.positions, kind="stable")
-    rows = list(_locate(store, window.positions[order], order))
+    rows = [(number, order[where], local) for number, where, local in store.selection.spread(window.positions[order])]
     index, dataset = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
     for number, place, local in rows:
         index[place] = local + store.selection.parts[number].offset
@@ -125,27 +125,12 @@ def read_window(
     return _Cells(X, read_columns(store, rows, request.obs, index), index, dataset)
 
 
-def _locate(store: Store, ranked: Int64Array, order: Int64Array) -> Iterator[Rows]:
-    """Rows of each part, distinct and increasing, so that each is read once; a cell drawn twice is read twice."""
-    for number, where, local in store.selection.spread(ranked):
-        place = order[where]
-        repeated = np.flatnonzero(np.diff(local) == 0) + 1
-        if not len(repeated):
-            yield number, place, local
-            continue
-        # How often each row has come before: the first occurrences are one group, the second ones another, …
-        starts = np.flatnonzero(np.diff(local, prepend=local[0] - 1))
-        before = np.arange(len(local)) - np.repeat(starts, np.diff([*starts, len(local)]))
-        for times in range(int(before.max()) + 1):
-            chosen = before == times
-            yield number, place[chosen], local[chosen]
-
-
 def _cut(cells: _Cells, bounds: slice, request: Request) -> Batch:
     X = cells.X[bounds] if request.dense else _rows(cells.X, bounds)
     measured = request.measured
     dataset = None if measured is None else cells.dataset[bounds]
-    return Batch(X, cells.obs.iloc[bounds], cells.index[bounds], measured, dataset)
+    # A frame of its own, so that a column may be added to it, on the window's memory.
+    return Batch(X, cells.obs.iloc[bounds].copy(deep=False), cells.index[bounds], measured, dataset)
 
 
 def _rows(matrix: CSR, bounds: slice) -> CSR:

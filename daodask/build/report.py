@@ -73,7 +73,8 @@ class StudyReport:
     @classmethod
     def from_facts(cls, id: str, status: str, facts: Mapping[str, Any]) -> StudyReport:  # noqa: A002  as the field
         """The report of what a snapshot keeps; sums that JSON lacks are ``None`` there."""
-        return cls(id, status, **{name: math.nan if value is None else value for name, value in facts.items()})
+        known: dict[str, Any] = {name: math.nan if value is None else value for name, value in facts.items()}
+        return cls(id, status, **known)
 
 
 _GOOD: Final = ("built", "replaced", "unchanged")

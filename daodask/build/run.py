@@ -83,7 +83,7 @@ def build_store(
         checked = _checked(spec)
         sources = _shared_sources(checked, runner)
         plan = _plan(checked, StoreLocation.parse(url, options), sources, runner, replace, progress)
-        jobs = {r.study.id: build_study(plan, r, sources[r.study.id], runner) for r in plan.todo}
+        jobs = {r.study.id: build_study(plan, r, sources[r.study.id]) for r in plan.todo}
         results = drive(jobs, runner, progress)
         return _finish(plan, results, began)
 
@@ -199,12 +199,12 @@ def _commit(plan: BuildPlan, datasets: Sequence[DatasetInfo]) -> Snapshot:
 
 
 def _clear(plan: BuildPlan, recipe: Recipe, result: Result, snapshot: Snapshot | None) -> None:
-    """Remove what nobody needs: the scratch of a built study, and every trace of a refused one.
+    """Remove what nobody needs: the scratch of a built study, and every trace of one that was refused or failed.
 
-    The scratch of a study that failed for another reason (a full disk, a lost connection) is kept, as the next build
-    goes on from it.
+    Where the machine failed and not the study (a full disk, a lost connection) all is kept, as the next build goes on
+    from it.
     """
-    if isinstance(result, Exception) and not isinstance(result, DaodaskError):
+    if isinstance(result, OSError) and not isinstance(result, DaodaskError):
         return
     (plan.location / recipe.scratch_path).remove()
     named = {d.path for d in (snapshot or latest_snapshot(plan.location) or Snapshot(0, "", "")).datasets}

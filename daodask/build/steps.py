@@ -30,14 +30,14 @@ from daodask.format.chunks import shard_bounds
 from daodask.format.groups import CSRLayout
 from daodask.format.manifest import DatasetInfo, MatrixInfo
 from daodask.format.spec import CHECKSUMS, exact_integer_dtype, index_dtype, served_dtype
-from daodask.runners import Runner, Task
+from daodask.runners import Task
 from daodask.sources import Fingerprint, SourceAddress
 from daodask.types import Int64Array
 
 __all__ = ["build_study"]
 
 
-def build_study(plan: BuildPlan, recipe: Recipe, source: Any, runner: Runner) -> Steps[tuple[DatasetInfo, StudyReport]]:
+def build_study(plan: BuildPlan, recipe: Recipe, source: Any) -> Steps[tuple[DatasetInfo, StudyReport]]:
     """Build one study.
 
     Parameters
@@ -58,7 +58,7 @@ def build_study(plan: BuildPlan, recipe: Recipe, source: Any, runner: Runner) ->
     layouts = tuple(_lay_out(job, m, staged) for m in job.matrices)
     shards = [shard for layout in layouts for shard in _shards(layout, staged)]
     tasks = [Task("encode-shard", write_shard, (job, s)) for s in shards]
-    frames = runner.share(_frames(plan, recipe, layouts))
+    frames = _frames(plan, recipe, layouts)
     written: list[FilesReceipt] = yield "write", [*tasks, Task("write-frames", write_frames, (job, source, frames))]
     files = [f for block in staged for f in block.files] + [f for task in written for f in task.files]
     report = _report(recipe, staged)

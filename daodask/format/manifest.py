@@ -253,6 +253,8 @@ def _merge_column(
         if not _label_kind(first):
             first_id, first = dataset_id, summary
         dtype = merged
+    if dtype == "float64":
+        _check_exact(name, summaries)
     nullable = absent_somewhere or any(s.n_missing for _, s in summaries)
     if dtype != "category":
         return ObsColumn(name, dtype, nullable=nullable)
@@ -264,8 +266,23 @@ def _merge_column(
     return ObsColumn(name, dtype, union, ordered, nullable)
 
 
+#: Every whole number up to here is a float64.
+_EXACT = 2**53
+
+
+def _check_exact(name: str, summaries: list[tuple[str, ColumnSummary]]) -> None:
+    """Refuse integers that would be rounded among floats."""
+    for dataset_id, summary in summaries:
+        ends = (summary.low, summary.high) if not summary.dtype.lower().startswith("float") else ()
+        if any(end is not None and abs(end) > _EXACT for end in ends):
+            raise SelectionError(
+                f"obs column {name!r} has integers beyond 2**53 in {dataset_id!r} and fractions elsewhere, which have no "
+                f"dtype in common; map one of them to another name"
+            )
+
+
 def merge_dtypes(a: str, b: str) -> str | None:
-    """The dtype that holds both exactly, or ``None`` where there is none."""
+    """The dtype that both go into, or ``None`` where there is none; see :data:`_EXACT` for integers among floats."""
     if a == b:
         return a
     if {a, b} == {"category", "string"}:

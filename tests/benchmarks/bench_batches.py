@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata as ad
@@ -29,8 +28,8 @@ import scipy.io
 import scipy.sparse as sp
 
 import daodask
-from daodask.arrays import open_array
 from daodask.batches.schedule import Shuffled
+from daodask.bench import DecodeBound, wait_times
 
 WINDOW = 16_384
 N_GENES = 20_000
@@ -77,7 +76,7 @@ def synthetic(n_cells: int, nnz: int, path: Path) -> None:
 
 # -- loaders: each returns a function that runs an epoch and yields the number of cells of each batch ------------------
 
-Epoch = Callable[[], Iterator[int]]
+Epoch = Callable[[], Iterator[float]]
 
 
 def ours(store: daodask.Store, batch_size: int, run_rows: int, dense: bool, genes: np.ndarray) -> Epoch:
@@ -153,27 +152,9 @@ def annloader(path: Path, batch_size: int, run_rows: int, dense: bool, genes: np
 
 
 def decode_bound(store: daodask.Store) -> Epoch:
-    """Blosc and checksums alone, of the same chunks on as many threads as there are processors."""
-    info = store.snapshot.datasets[0]
-    dataset = store.location / info.path
-    arrays = [open_array(dataset, f"X/{name}") for name in ("indices", "data")]
-
-    def decode(array: object, first: int, last: int) -> None:
-        scratch = array.scratch()
-        extents = list(array.extents(first, last))
-        read = dataset.read_ranges([(e.path, e.start, e.stop) for e in extents])
-        for extent, data in zip(extents, read, strict=True):
-            for _ in array.decode(extent, data, scratch):
-                pass
-
-    def epoch() -> Iterator[int]:
-        chunks = -(-arrays[0].spec.length // arrays[0].spec.chunk_length)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            pieces = [(a, i, min(i + 8, chunks)) for a in arrays for i in range(0, chunks, 8)]
-            list(threads.map(lambda piece: decode(*piece), pieces))
-        yield info.n_obs
-
-    return epoch
+    """Decompression and checksums alone, of the same chunks on as many threads as there are processors."""
+    bound = DecodeBound(store)
+    return lambda: iter([bound.decode()])
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -202,9 +183,8 @@ def table(title: str, rates: dict[str, list[float]]) -> None:
     best = statistics.median(rates["daodask"])
     for name, values in rates.items():
         middle = statistics.median(values)
-        print(
-            f"  {name:<12}{middle:>10,.0f} cells/s  ({min(values):,.0f} to {max(values):,.0f})  daodask is {best / middle:.2f}x"
-        )
+        between = f"({min(values):,.0f} to {max(values):,.0f})"
+        print(f"  {name:<12}{middle:>10,.0f} cells/s  {between}  daodask is {best / middle:.2f}x")
 
 
 def consumer(store: daodask.Store, batch_size: int) -> None:
@@ -222,19 +202,12 @@ def consumer(store: daodask.Store, batch_size: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     loader = daodask.BatchLoader(store, batch_size, schedule=Shuffled(64, WINDOW), obs=["cell_type"])
-    waits = []
-    began = time.perf_counter()
-    for _ in loader:
-        waits.append(time.perf_counter() - began)
-        end = time.perf_counter() + 0.002
-        while time.perf_counter() < end:
-            pass
-        began = time.perf_counter()
+    first, *others = wait_times(loader)
     done.set()
     watcher.join()
-    after_first = waits[WINDOW // batch_size :]
+    after_first = others[WINDOW // batch_size - 1 :]
     print(
-        f"\nconsumer of 2 ms a batch of {batch_size}: first batch {waits[0]:.3f} s, longest wait after the first window "
+        f"\nconsumer of 2 ms a batch of {batch_size}: first batch {first:.3f} s, longest wait after the first window "
         f"{max(after_first) * 1e3:.0f} ms, median {statistics.median(after_first) * 1e3:.2f} ms; memory at most "
         f"{(peak[0] - before) / 2**20:,.0f} MiB above the start, budget {loader.memory / 2**20:,.0f} MiB"
     )

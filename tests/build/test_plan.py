@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from daodask.build import plan
 from daodask.build.genes import GeneLookup
 from daodask.build.plan import BuildPlan, Space, StudyFacts, make_plan, with_datasets
 from daodask.build.spec import BuildSpec, FeatureSpec, ObsRule, SchemaColumn, StudySpec
@@ -82,13 +84,26 @@ def test_a_recipe() -> None:
     assert recipe.blocks == (0, 2, 4, 5)
     assert recipe.genes["X"].target.tolist() == [2, 0]
     assert len(recipe.fingerprint) == 64
-    assert recipe.dataset_path == f"datasets/a.{recipe.fingerprint[:12]}"
-    assert recipe.scratch_path == f"scratch/a.{recipe.fingerprint[:12]}"
+    assert re.fullmatch(r"datasets/a\.[0-9a-f]{12}", recipe.dataset_path)
+    assert recipe.scratch_path == recipe.dataset_path.replace("datasets", "scratch")
+
+
+def test_other_content_and_other_libraries_go_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def where(**changes: Any) -> str:
+        return planned(build(study(**changes))).todo[0].dataset_path
+
+    before = where()
+    assert (where(), where(kind="other") == before) == (before, False)
+    same = fingerprint(build(study()))
+    monkeypatch.setattr(plan, "_encoders", lambda: "zarr 99")
+    assert where() != before
+    assert fingerprint(build(study())) == same  # what is there already stays as it is
 
 
 def test_an_id_that_looks_like_a_folder() -> None:
     (recipe,) = planned(build(study("datasets"))).todo
-    assert recipe.scratch_path == f"scratch/datasets.{recipe.fingerprint[:12]}"
+    assert re.fullmatch(r"datasets/datasets\.[0-9a-f]{12}", recipe.dataset_path)
+    assert re.fullmatch(r"scratch/datasets\.[0-9a-f]{12}", recipe.scratch_path)
 
 
 MAPPED = ObsRule("cell_type", ("label",), map={"b": "B", "t": "T"})
@@ -138,8 +153,8 @@ def test_the_order_of_a_mapping_changes_nothing() -> None:
 # -- actions -----------------------------------------------------------------------------------------------------------
 
 
-def actions(plan: BuildPlan) -> list[tuple[str, str]]:
-    return [(s.id, s.action) for s in plan.studies]
+def actions(found: BuildPlan) -> list[tuple[str, str]]:
+    return [(s.id, s.action) for s in found.studies]
 
 
 def test_actions() -> None:
@@ -149,8 +164,8 @@ def test_actions() -> None:
     known["foreign"] = facts(genes={"X": ("h1", "h2")})
     same = next(r for r in planned(spec, known).todo if r.study.id == "same")
     before = snapshot(dataset("same", fingerprint=same.fingerprint), dataset("changed"))
-    plan = planned(spec, known, before)
-    assert actions(plan) == [
+    found = planned(spec, known, before)
+    assert actions(found) == [
         ("new", "build"),
         ("same", "unchanged"),
         ("changed", "refused"),
@@ -158,8 +173,8 @@ def test_actions() -> None:
         ("gone", "failed"),
         ("foreign", "refused"),
     ]
-    assert [r.study.id for r in plan.todo] == ["new"]
-    reasons = {s.id: s.reason for s in plan.studies}
+    assert [r.study.id for r in found.todo] == ["new"]
+    reasons = {s.id: s.reason for s in found.studies}
     assert (reasons["new"], reasons["same"], reasons["tpm"], reasons["gone"]) == ("", "", "not counts", "no file")
     assert reasons["changed"].startswith("the store already has a dataset 'changed', made from another content")
     assert reasons["foreign"].startswith("expected genes of the feature space 'own', got 2 of which 0.0% are known")

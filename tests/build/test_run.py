@@ -241,6 +241,23 @@ def test_what_no_integer_holds_stays_a_float(value: float) -> None:
     assert daodask.open_store(location).to_anndata().X.toarray().tolist() == [[value, 1.0], [0.0, 2.0]]
 
 
+@pytest.mark.parametrize(
+    ("values", "missing", "expected"),
+    [
+        (pd.array([1, None, 3], dtype="Int64"), 0.5, [1.0, 0.5, 3.0]),
+        (pd.array([1, None, 3], dtype="Int64"), 2, [1, 2, 3]),
+        (pd.array([1.5, None, 3], dtype="Float64"), 0.5, [1.5, 0.5, 3.0]),
+        (pd.array([True, None, False], dtype="boolean"), False, [True, False, False]),
+    ],
+)
+def test_what_is_missing_is_filled(values: Any, missing: float, expected: list[float]) -> None:
+    adata, location = study(1, 3, 4), memory()
+    adata.obs["c"] = values
+    schema = {"c": {"required": True, "missing": missing}}
+    assert daodask.build_store(spec({"a": adata}, obs=schema), location).ok
+    assert daodask.open_store(location).to_anndata().obs["c"].tolist() == expected
+
+
 # -- every runner, every file system ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,82 @@
+"""The examples run as they stand, in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+#: anndata asks pandas for an option that pandas 3 deprecates.
+NOT_OURS = "ignore:The 'future.infer_string' option is deprecated"
+
+
+def run(*arguments: object, **environment: str) -> str:
+    """Run Python with warnings as errors and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": NOT_OURS, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_example_is_n_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"first_steps.py", "train_cell_types.py"}
+
+
+def test_first_steps() -> None:
+    shown = run(EXAMPLES / "first_steps.py")
+    assert "2 built, 0 unchanged, 0 refused or failed" in shown
+    assert "<daodask.Store> 1,000 cells x 200 genes" in shown
+    assert "397 T and NK cells with more than 40 counts, 10 genes" in shown
+    assert "n_obs × n_vars = 397 × 10" in shown
+    assert "chunktype=scipy.csr_matrix" in shown
+    assert re.search(r"blood +B cell +44.4\n", shown)
+    for epoch in (0, 1):
+        sizes = re.findall(rf"^epoch {epoch}: (\d+) cells × 200 genes", shown, re.MULTILINE)
+        assert sizes == ["256", "256", "256", "232"]
+
+
+def test_training_without_pytorch_says_so_and_is_no_failure() -> None:
+    script = str(EXAMPLES / "train_cell_types.py")
+    probe = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    assert "PyTorch, which is not installed: pip install 'daodask[torch]'" in run("-c", probe, script)
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.skipif(find_spec("scanpy") is None, reason="the demo's cells come with scanpy")
+def test_training_on_the_cells_of_the_demo(tmp_path: Path) -> None:
+    shown = run(EXAMPLES / "train_cell_types.py", tmp_path, DAODASK_DATA=str(tmp_path / "none"))
+    assert "560 cells to train with, 140 to test with; 765 genes" in shown
+    assert n_tested(shown) == 140
+    assert accuracy(shown) > 0.7
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
+def test_training_on_the_atlas(data: Path, tmp_path: Path) -> None:
+    shown = run(EXAMPLES / "train_cell_types.py", tmp_path, DAODASK_DATA=str(data))
+    assert "11 built, 0 unchanged, 0 refused or failed" in shown
+    assert "10,562 cells to train with, 2,641 to test with; 20,120 genes" in shown
+    assert n_tested(shown) == 2641
+    assert accuracy(shown) > 0.95
+
+
+def n_tested(shown: str) -> int:
+    """Sum of the table of true and predicted types."""
+    rows = re.findall(r"^ ?\d+ .*?((?: +\d+)+) +\d+%$", shown, re.MULTILINE)
+    return sum(int(number) for row in rows for number in row.split())
+
+
+def accuracy(shown: str) -> float:
+    (percent,) = re.findall(r"^accuracy ([\d.]+)%", shown, re.MULTILINE)
+    return float(percent) / 100

@@ -1,0 +1,100 @@
+"""Runners are alike: each task has one outcome, its result or its error, and tasks may follow from outcomes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from daodask.runners import Outcome, Runner, Task, open_runner
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+KINDS = ("serial", "threads", "cluster")
+
+
+@pytest.fixture(params=KINDS)
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    client = request.getfixturevalue("client") if request.param == "cluster" else None
+    with open_runner(client, threads=2 if request.param == "threads" else 1) as opened:
+        yield opened
+
+
+def halve(number: int) -> int:
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number // 2
+
+
+def told(outcome: Outcome) -> tuple[object, object, str]:
+    return outcome.tag, outcome.result, repr(outcome.error) if outcome.error else ""
+
+
+def test_one_outcome_a_task(runner: Runner) -> None:
+    for number in range(5):
+        runner.submit(("tag", number), Task("halve", halve, (number,)))
+    assert sorted(map(told, runner.outcomes())) == [
+        (("tag", 0), 0, ""),
+        (("tag", 1), None, "ValueError('1 is odd')"),
+        (("tag", 2), 1, ""),
+        (("tag", 3), None, "ValueError('3 is odd')"),
+        (("tag", 4), 2, ""),
+    ]
+    assert list(runner.outcomes()) == []
+
+
+def test_tasks_may_follow_from_outcomes(runner: Runner) -> None:
+    runner.submit(0, Task("halve", halve, (64,)))
+    seen = []
+    for outcome in runner.outcomes():
+        seen.append(outcome.result)
+        if outcome.error is None:
+            runner.submit(len(seen), Task("halve", halve, (outcome.result,)))
+    assert seen == [32, 16, 8, 4, 2, 1, None]
+    runner.submit("again", Task("halve", halve, (2,)))
+    assert [told(o) for o in runner.outcomes()] == [("again", 1, "")]
+
+
+def test_shared_values(runner: Runner) -> None:
+    shared = runner.share([1, 2, 3])
+    for tag in range(3):
+        runner.submit(tag, Task("sum", sum, (shared, tag)))
+    assert sorted(told(o) for o in runner.outcomes()) == [(0, 6, ""), (1, 7, ""), (2, 8, "")]
+
+
+def test_serial_runs_in_order_and_only_when_asked() -> None:
+    done: list[int] = []
+    with open_runner(None) as runner:
+        for number in range(3):
+            runner.submit(number, Task("append", done.append, (number,)))
+        assert done == []
+        next(iter(runner.outcomes()))
+        assert done == [0]
+
+
+def test_threads_end_with_their_runner() -> None:
+    with open_runner(None, threads=2) as runner:
+        for tag in range(20):
+            runner.submit(tag, Task("sleep", time.sleep, (0.01,)))
+    assert not [t for t in threading.enumerate() if t.name.startswith("daodask")]
+
+
+def test_a_result_that_is_lost_with_its_worker_is_made_again(client: Client) -> None:
+    with open_runner(client) as runner:
+        for tag in range(8):
+            runner.submit(tag, Task("halve", halve, (2 * tag,)))
+        while any(future.status != "finished" for future in client.futures.values()):
+            time.sleep(0.05)
+        before = client.run(os.getpid)
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        assert sorted(told(o) for o in runner.outcomes()) == [(tag, tag, "") for tag in range(8)]
+    # Whoever comes next finds two living workers.
+    while len(set(client.scheduler_info(n_workers=-1)["workers"]) - set(before)) < 2:
+        time.sleep(0.05)
