@@ -214,6 +214,8 @@ def _chunk_bounds(array: Array, path: str) -> AnyArray:
         return np.full((spec.chunks_per_shard, 2), ABSENT, dtype=np.uint64)
     if not spec.sharded:
         return _INDEXES.put(key, np.array([[0, size]], dtype=np.uint64))
+    if size < spec.index_bytes:
+        raise CorruptStoreError(f"{array.dataset}/{path}: expected a shard with an index, got {size} bytes; restore it")
     start = size - spec.index_bytes if spec.index_at_end else 0
     (data,) = array.dataset.read_ranges([(path, start, start + spec.index_bytes)])
     return _INDEXES.put(key, decode_index(data, spec, f"{array.dataset}/{path}"))

@@ -27,7 +27,7 @@ from daodask.errors import SpecError
 from daodask.storage import StoreLocation
 from daodask.store import Store
 
-__all__ = ["BenchReport", "DecodeBound", "Spread", "Waits", "bench_store", "wait_times"]
+__all__ = ["BenchReport", "DecodeBound", "Pass", "Spread", "Waits", "bench_store", "run_pass", "wait_times"]
 
 #: What a small model trains on, and how long it computes on that.
 _BATCH_SIZE: Final = 512
@@ -291,16 +291,34 @@ def _metered(store: Store) -> tuple[Store, _Meter]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
-    """What came of an epoch, or of its first windows."""
+class Pass:
+    """An epoch, or its first windows: its cells, how long it took, and what it read where that is metered."""
 
     cells: int
-    nbytes: int
     seconds: float
+    nbytes: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Cells a second."""
+        return self.cells / self.seconds
 
 
-def _run(loader: BatchLoader, meter: _Meter, per_window: int, seconds: float) -> _Pass:
-    """Iterate over an epoch; once the time is up only to the end of a window, as part of one has come too early."""
+def run_pass(loader: BatchLoader, *, seconds: float = math.inf, meter: _Meter | None = None) -> Pass:
+    """Iterate over an epoch (computes).
+
+    Parameters
+    ----------
+    loader
+        With a schedule that needs no labels.
+    seconds
+        Once they are over, the pass ends with the window that is being handed out: as a window's batches come all at
+        once, anything between would say too much or too little.
+    meter
+        Of the loader's store.
+    """
+    meter = meter or _Meter()
+    per_window = _first_window(loader)
     gc.collect()
     cells, before, began = 0, meter.nbytes, time.perf_counter()
     with closing(iter(loader)) as batches:  # type: ignore[type-var]
@@ -308,7 +326,14 @@ def _run(loader: BatchLoader, meter: _Meter, per_window: int, seconds: float) ->
             cells += len(batch)
             if number % per_window == 0 and time.perf_counter() - began > seconds:
                 break
-        return _Pass(cells, meter.nbytes - before, time.perf_counter() - began)
+        # What is being read ahead by now, and awaited when the iterator is closed, does not count.
+        return Pass(cells, time.perf_counter() - began, meter.nbytes - before)
+
+
+def _first_window(loader: BatchLoader) -> int:
+    """Batches of the first window, which is as large as any."""
+    cells, epoch = Cells(loader.store.n_obs), Epoch(loader.seed, loader.epoch)
+    return next(iter(loader.schedule.windows(cells, loader.batch_size, epoch))).n_batches
 
 
 def wait_times(batches: Iterable[Any], *, seconds: float = math.inf) -> list[float]:
@@ -394,19 +419,19 @@ def bench_store(
     loader, meter = make()
     labels = [column for column in obs if str(store.obs_dtypes[column]) == "category" and column != "dataset"]
     plan = loader.plan(["dataset", *labels])
-    per_window = next(iter(schedule.windows(Cells(cells.n_obs), batch_size, Epoch(seed, 0)))).n_batches
     a_pass = seconds / (epochs + _OTHER_PASSES)
-    _run(loader, meter, per_window, a_pass)
+    run_pass(loader, seconds=a_pass)
     bound = DecodeBound(cells, seed=seed)
-    passes: list[_Pass] = []
+    passes: list[Pass] = []
     firsts: list[float] = []
     decoded: list[float] = []
     while not passes or (len(passes) < epochs and time.perf_counter() - began < seconds - a_pass):
         firsts.append(_first_batch(make))
-        passes.append(_run(loader, meter, per_window, a_pass))
+        passes.append(run_pass(loader, seconds=a_pass, meter=meter))
         decoded.append(_decode_rate(bound, threads))
         if progress is not None:
             progress("bench", "pass", len(passes), epochs)
+    first_window = _first_window(loader)
     gc.collect()
     with closing(iter(loader)) as batches:  # type: ignore[type-var]
         waits = wait_times(batches, seconds=a_pass)
@@ -422,11 +447,11 @@ def bench_store(
         threads=threads or default_workers(),
         plan=plan,
         pass_cells=max(p.cells for p in passes),
-        cells=Spread.of([p.cells / p.seconds for p in passes]),
+        cells=Spread.of([p.rate for p in passes]),
         read=Spread.of([p.nbytes / p.seconds for p in passes]),
         decode=Spread.of(decoded) if bound.cells else None,
         first_batch=Spread.of(firsts),
-        waits=Waits.of(waits, per_window),
+        waits=Waits.of(waits, first_window),
         seconds=time.perf_counter() - began,
     )
 

@@ -54,9 +54,9 @@ def scatter_dense(
 ) -> int:
     """Put rows' values of a pair of chunks into a dense array.
 
-    A row is filled in ``row``, which stays in cache, and copied out whole when its last element was there; what a chunk
-    ends with is there still when the next chunk comes. ``row`` has two more entries than ``out`` has columns, zero as all
-    others between rows, so that there is no branch in the innermost loop.
+    A row is filled in ``row``, which stays in cache, and copied out whole when its last element was there; what a
+    chunk ends with is there still when the next chunk comes. ``row`` has two more entries than ``out`` has columns,
+    zero as all others between rows, so that there is no branch in the innermost loop.
 
     Parameters
     ----------

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from daodask.batches.schedule import Shuffled
+from daodask.bench import Spread
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -20,11 +24,11 @@ NOT_OURS = "ignore:The 'future.infer_string' option is deprecated"
 def run(*arguments: object, **environment: str) -> str:
     """Run Python with warnings as errors and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", *map(str, arguments)],
+        [sys.executable, "-W", "error", "-W", NOT_OURS, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": NOT_OURS, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -69,6 +73,25 @@ def test_training_on_the_atlas(data: Path, tmp_path: Path) -> None:
     assert "10,562 cells to train with, 2,641 to test with; 20,120 genes" in shown
     assert n_tested(shown) == 2641
     assert accuracy(shown) > 0.95
+
+
+def test_the_plot_of_speed_against_mixing(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    names = runpy.run_path(str(EXAMPLES / "mixing" / "plot.py"))
+    speed = Spread(3e4, 2e4, 5e4, 5)
+    points = {
+        Shuffled(run_rows, window_rows): names["Point"](speed, 1 - run_rows / 2000)
+        for run_rows in names["RUN_ROWS"]
+        for window_rows in names["WINDOW_ROWS"]
+    }
+    names["draw"](points, speed, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    readme = tmp_path / "README.md"
+    readme.write_text("above\n<!-- measured -->\nold\n<!-- end -->\nbelow\n", encoding="utf-8")
+    names["write"](names["table"](points, speed), readme)
+    written = readme.read_text(encoding="utf-8")
+    assert re.fullmatch(r"above\n<!-- measured -->\n.*medians of 5 passes.*<!-- end -->\nbelow\n", written, re.DOTALL)
+    assert "| 64 | 30 (20–50), **96.8%** | 30 (20–50), **96.8%** | 30 (20–50), **96.8%** |" in written
 
 
 def n_tested(shown: str) -> int:

@@ -58,8 +58,8 @@ class LocalReader:
             if not self.read_ahead:
                 yield from map(make, windows)
                 return
-            # While the decoders work on one window, the next is planned and the one before is cut into batches. More than
-            # two at once would only make each of them late.
+            # While the decoders work on one window, the next is planned and the one before is cut into batches. More
+            # than two at once would only make each of them late.
             with ThreadPoolExecutor(min(2, self.read_ahead), "daodask-window") as ahead:
                 yield from _ahead(windows, lambda window: ahead.submit(make, window), self.read_ahead)
 
@@ -113,11 +113,14 @@ class ClusterReader:
                 yield self._take(pending)
         finally:
             self.client.cancel(list(pending), force=True)
+            shared.release()
 
     def _take(self, pending: deque[Any]) -> list[Any]:
         future = pending.popleft()
-        batches: list[Any] = future.result()
-        future.release()
+        try:
+            batches: list[Any] = future.result()
+        finally:
+            future.release()
         return batches
 
 

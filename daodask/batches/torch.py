@@ -124,14 +124,14 @@ class _Passes:
         self._entries = torch.zeros((_SLOTS, _MOST_WORKERS, 3), dtype=torch.int64).share_memory_()
 
     def next_epoch(self, info: Any, first: int) -> int:
-        """The epoch that a worker is to make: the one after its last, or that of its fellows, or a new one."""
-        # What others may begin is read before keys are, and written after them: a fellow's epoch never counts as past.
+        """The epoch that a worker is to make: one that its fellows have begun and it has not, or a new one."""
+        # What others may begin is read before epochs are, and written after them: a fellow's never counts as past.
         following = max(first, int(self._entries[:, :, 2].max()))
         key, slot = _key(info)
-        known = self._entries[slot, :, 0] == key
-        if known[info.id]:
-            return int(self._entries[slot, info.id, 1]) + 1
-        return int(self._entries[slot, known, 1].max()) if known.any() else following
+        entries = self._entries[slot].clone()
+        begun = entries[:, 1].where(entries[:, 0] == key, torch.tensor(-1))
+        newest = int(begun.max())
+        return newest if newest > begun[info.id] else following
 
     def enter(self, info: Any, epoch: int) -> None:
         """Say which epoch a worker has begun."""
@@ -140,15 +140,15 @@ class _Passes:
             self._entries[slot, info.id, place] = value
 
 
-#: Of entries, so that ``DataLoader``s which run side by side are unlikely to share one.
-_SLOTS = 61
+#: Of entries, so that ``DataLoader``s which run side by side, or take turns, are unlikely to share one.
+_SLOTS = 251
 _MOST_WORKERS = 256
 
 
 def _key(info: Any) -> tuple[int, int]:
     # The seeds of workers are that of the DataLoader plus their number. No key is 0, which is what unused entries have.
     key = (info.seed - info.id) % 2**48 * _MOST_WORKERS + info.num_workers
-    return key, key // _MOST_WORKERS % _SLOTS
+    return key, key % _SLOTS
 
 
 def _as_it_is(result: Any) -> Any:
@@ -198,13 +198,17 @@ def to_tensors(batch: Batch) -> dict[str, Any]:
 
 
 def _sparse(matrix: Any) -> Any:
-    with warnings.catch_warnings():
-        # PyTorch says with the first one that its sparse CSR is in beta state.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr),
-            torch.from_numpy(matrix.indices),
-            torch.from_numpy(matrix.data),
-            size=matrix.shape,
-            check_invariants=False,
-        )
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(matrix.indptr),
+        torch.from_numpy(matrix.indices),
+        torch.from_numpy(matrix.data),
+        size=matrix.shape,
+        check_invariants=False,
+    )
+
+
+# With the first sparse tensor of a process, made or received from a worker, PyTorch says that its sparse CSR is in beta
+# state and that it is not checked. Each is said once: here, where nobody is bothered.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)
+    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))

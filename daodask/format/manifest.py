@@ -276,8 +276,8 @@ def _check_exact(name: str, summaries: list[tuple[str, ColumnSummary]]) -> None:
         ends = (summary.low, summary.high) if not summary.dtype.lower().startswith("float") else ()
         if any(end is not None and abs(end) > _EXACT for end in ends):
             raise SelectionError(
-                f"obs column {name!r} has integers beyond 2**53 in {dataset_id!r} and fractions elsewhere, which have no "
-                f"dtype in common; map one of them to another name"
+                f"obs column {name!r} has integers beyond 2**53 in {dataset_id!r} and fractions elsewhere, which have "
+                f"no dtype in common; map one of them to another name"
             )
 
 

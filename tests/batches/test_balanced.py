@@ -58,7 +58,7 @@ def test_cells_of_a_label_are_drawn_alike(run_rows):
     for number in range(400):
         np.add.at(times, drawn(schedule, number), 1)
     for code in range(3):
-        own = times[CODES == code]
+        own = times[np.equal(CODES, code)]
         # Cells of a run come together, which makes counts vary more, and none of them preferred.
         assert np.abs(own / own.mean() - 1).max() < 0.4 * np.sqrt(run_rows) ** 0.5
     assert times[CODES < 0].sum() == 0
@@ -130,7 +130,7 @@ def test_a_label_of_a_single_cell_is_drawn_as_often_as_others():
     assert np.bincount(codes[window.positions])[1] in range(30, 71)
 
 
-# -- of a store ---------------------------------------------------------------------------------------------------------
+# -- of a store --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

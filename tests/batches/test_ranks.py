@@ -77,9 +77,7 @@ def handed_out(ranks: list[list[Window]]) -> list[int]:
     schedule=schedules, n_obs=sizes, batch_size=batch_sizes, world_size=worlds, number=epochs, drop_last=st.booleans()
 )
 @settings(max_examples=300)
-def test_every_rank_gets_as_many_batches_as_was_foreseen(
-    schedule, n_obs, batch_size, world_size, number, drop_last
-):
+def test_every_rank_gets_as_many_batches_as_was_foreseen(schedule, n_obs, batch_size, world_size, number, drop_last):
     found = cells(n_obs)
     ranks = of_ranks(schedule, found, batch_size, world_size, number, drop_last=drop_last)
     foreseen = n_batches(schedule, found, batch_size, Epoch(3, number, 0, world_size, drop_last))
@@ -164,7 +162,12 @@ def test_grouped_ranks_have_each_group_once_but_for_padding(schedule, n_obs, wor
 
 
 # So many cells that no rank has padding alone, and runs so short that no two epochs agree by chance.
-@given(schedule=st.sampled_from([Sequential(), Shuffled(run_rows=1), Full()]), n_obs=st.integers(81, 300), world_size=st.integers(2, 9), number=epochs)
+@given(
+    schedule=st.sampled_from([Sequential(), Shuffled(run_rows=1), Full()]),
+    n_obs=st.integers(81, 300),
+    world_size=st.integers(2, 9),
+    number=epochs,
+)
 @settings(max_examples=100)
 def test_a_rank_has_other_cells_in_the_next_epoch(schedule, n_obs, world_size, number):
     found = cells(n_obs)
@@ -181,9 +184,7 @@ def test_a_rank_has_other_cells_in_the_next_epoch(schedule, n_obs, world_size, n
 def test_what_padding_repeats_rotates_over_the_epochs(n_obs, world_size):
     assume(n_obs % world_size)
     found = cells(n_obs)
-    repeated = [
-        Counter(handed_out(of_ranks(Sequential(), found, 4, world_size, number))) for number in range(n_obs)
-    ]
+    repeated = [Counter(handed_out(of_ranks(Sequential(), found, 4, world_size, number))) for number in range(n_obs)]
     # Over as many epochs as there are cells each was padding as often as any other.
     times = Counter({cell: sum(count[cell] - 1 for count in repeated) for cell in range(n_obs)})
     assert len(set(times.values())) == 1

@@ -155,7 +155,9 @@ def test_another_number_of_ranks_goes_on_at_the_next_epoch(store):
     state = loaders[0].state_dict()
     assert state == loaders[1].state_dict()
     for world_size in (1, 3):
-        with pytest.raises(StateError, match=f"expected world_size 2, which the epoch was begun with, got {world_size}"):
+        with pytest.raises(
+            StateError, match=f"expected world_size 2, which the epoch was begun with, got {world_size}"
+        ):
             make(store, SCHEDULES[1], world_size=world_size).load_state_dict(state)
     # The same number goes on, each rank with its own part.
     for rank, epoch in enumerate(epochs):
@@ -216,7 +218,7 @@ def test_a_copy_goes_on_at_the_same_place(store):
     assert len(copied) == len(loader)
 
 
-# -- kill -9 ------------------------------------------------------------------------------------------------------------
+# -- kill -9 -----------------------------------------------------------------------------------------------------------
 
 TRAINER = """
 import json, os, sys, time

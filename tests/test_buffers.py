@@ -1,0 +1,186 @@
+"""Memory is used again when nobody sees it any more, and never before."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from daodask import BatchLoader
+from daodask.batches.schedule import Shuffled
+from daodask.buffers import _GRAIN, BufferPool
+from daodask.gather import csr_of
+from daodask.testing import coordinate_counts, random_store
+
+
+def address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def kept(pool: BufferPool) -> int:
+    return sum(map(len, pool._free))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "uint16", "bool"])
+@pytest.mark.parametrize("shape", [10, (3, 4), 0, (0, 5), _GRAIN + 1])
+def test_an_array_is_as_asked_for(shape, dtype):
+    array = BufferPool(2**30).empty(shape, dtype)
+    assert type(array) is np.ndarray
+    assert array.shape == (shape if isinstance(shape, tuple) else (shape,))
+    assert array.dtype == dtype
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+
+
+def views(array: np.ndarray) -> dict[str, Any]:
+    """Ways in which memory lives on."""
+    flat = array.reshape(-1)
+    return {
+        "itself": array,
+        "slice": array[5:7],
+        "slice of a slice": array[5:][2:3],
+        "reshaped": array.reshape(4, -1)[:, 0],
+        "other type": array.view(np.int32)[1:2],
+        "subclass": array.view(np.recarray)[3:4],
+        "memoryview": memoryview(flat)[2:3],
+        "matrix": csr_of(flat[2:4], np.array([0, 1], np.int32), np.array([0, 2]), (1, 2)),
+        "iterator": iter(array[9:]),
+        "in a cycle": cycle(array[1:2]),
+    }
+
+
+def cycle(array: np.ndarray) -> list[Any]:
+    ring: list[Any] = [array]
+    ring.append(ring)
+    return ring
+
+
+@pytest.mark.parametrize("kind", views(np.zeros(16, np.float32)))
+def test_memory_comes_back_with_its_last_view(kind):
+    pool = BufferPool(2**30)
+    array = pool.empty(16, "float32")
+    place = address(array)
+    array[:] = 7
+    view = views(array)[kind]
+    del array
+    gc.collect()
+    other = pool.empty(16, "float32")
+    other[:] = -1
+    assert address(other) != place
+    del view
+    gc.collect()
+    again = pool.empty(16, "float32")
+    assert address(again) == place
+
+
+def test_sizes_that_are_nearly_alike_share_memory():
+    pool = BufferPool(2**30)
+    place = address(pool.empty(20 * _GRAIN - 5, np.uint8))
+    assert address(pool.empty(19 * _GRAIN + 5, np.uint8)) == place
+    assert address(pool.empty(15 * _GRAIN, np.uint8)) == place
+    # A small array does not take a large buffer, and a large one no small buffer.
+    assert address(pool.empty(10, np.uint8)) != place
+    assert address(pool.empty(21 * _GRAIN, np.uint8)) != place
+    assert kept(pool) == (20 + 1 + 21) * _GRAIN
+
+
+def test_what_is_kept_and_on_loan_is_bounded():
+    pool = BufferPool(10 * _GRAIN)
+    loans = [pool.empty(2 * _GRAIN, np.uint8) for _ in range(8)]
+    assert (pool._on_loan, kept(pool)) == (16 * _GRAIN, 0)
+    del loans[:5]
+    # 6 are on loan, and so 4 may be kept.
+    assert (pool._on_loan, kept(pool)) == (6 * _GRAIN, 4 * _GRAIN)
+    loans.append(pool.empty(7 * _GRAIN, np.uint8))
+    assert (pool._on_loan, kept(pool)) == (13 * _GRAIN, 0)
+    loans.clear()
+    assert pool._on_loan == 0
+    assert kept(pool) <= 10 * _GRAIN
+    assert BufferPool(0).empty(5, np.uint8).nbytes == 5
+
+
+def test_a_pool_that_is_gone_leaves_its_arrays():
+    pool = BufferPool(2**30)
+    array = pool.empty(100, "float32")
+    array[:] = 3
+    del pool
+    gc.collect()
+    assert array.tolist() == [3] * 100
+
+
+def test_a_pool_travels_without_its_memory():
+    pool = BufferPool(12345)
+    held = pool.empty(10, np.uint8)
+    copied = pickle.loads(pickle.dumps(pool))  # noqa: S301
+    assert copied._most_bytes == 12345
+    assert (copied._on_loan, kept(copied)) == (0, 0)
+    assert held.nbytes == 10
+
+
+def test_memory_that_comes_back_while_the_pool_is_at_work_is_no_deadlock():
+    pool = BufferPool(2**30)
+    array = pool.empty(10, np.uint8)
+    with pool._lock:  # as where garbage is collected in the midst of a request
+        del array
+    assert (pool._on_loan, len(pool._returned)) == (_GRAIN, 1)
+    again = pool.empty(10, np.uint8)
+    assert (pool._on_loan, kept(pool), again.nbytes) == (_GRAIN, 0, 10)
+
+
+def test_many_threads():
+    pool = BufferPool(6 * _GRAIN)
+    barrier = threading.Barrier(4)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        generator = np.random.default_rng(number)
+        held: list[np.ndarray] = []
+        for step in range(300):
+            array = pool.empty(int(generator.integers(1, 50)), np.int64)
+            array[:] = number * 1000 + step
+            held.append(array)
+            if len(held) > 3:
+                del held[int(generator.integers(3))]
+            for other in held:
+                assert (other == other[0]).all()
+                assert other[0] // 1000 == number
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    assert pool._on_loan == 0
+    assert kept(pool) <= 6 * _GRAIN
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_batch_that_is_kept_stays_what_it_is(tmp_path, dense):
+    store = random_store(tmp_path / "store", (70, 0, 33))
+    loader = BatchLoader(store, 10, schedule=Shuffled(run_rows=4, window_rows=20), dense=dense)
+    every_third = []
+    for _ in range(4):
+        every_third += [batch for number, batch in enumerate(loader) if number % 3 == 0]
+    pool = loader._reader.pool
+    assert pool._on_loan > 0
+    for batch in every_third:
+        found = batch.X if dense else batch.X.toarray()
+        np.testing.assert_array_equal(found, coordinate_counts(batch.index, 32).toarray())
+    every_third.clear()
+    del batch, found
+    gc.collect()
+    assert pool._on_loan == 0
+
+
+def test_windows_take_turns_in_the_same_memory(tmp_path):
+    store = random_store(tmp_path / "store", (400,))
+    loader = BatchLoader(store, 10, schedule=Shuffled(run_rows=4, window_rows=20), memory="128MiB")
+    places = set()
+    for batch in loader:
+        places.add(address(batch.X.data) // _GRAIN)
+    # 20 windows in the memory of a few.
+    pool = loader._reader.pool
+    assert (pool._on_loan + kept(pool)) <= 128 * 2**20
+    assert len(places) <= 16

@@ -1,0 +1,240 @@
+"""Rows gathered from anywhere equal what scipy takes of the whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
+
+from daodask.buffers import BufferPool
+from daodask.errors import CorruptStoreError
+from daodask.gather import RowGroup, csr_of, gather_csr, gather_dense, matrix_width
+from daodask.storage import StoreLocation
+
+CODECS: dict[str, tuple[Any, ...]] = {
+    "known": (BloscCodec(cname="lz4"), Crc32cCodec()),
+    "none": (),
+    "unknown": (GzipCodec(level=1),),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How values and indices are cut, each by itself."""
+
+    chunk: int = 8
+    shard: int = 4
+    data: str = "known"
+    indices: str = "known"
+    #: Chunk of the values where it is not that of the indices.
+    data_chunk: int = 0
+
+
+def write(folder: Path, matrix: sp.csr_matrix, layout: Layout, dtype: str = "uint16") -> StoreLocation:
+    """A dataset with nothing but X."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root = zarr.create_group(zarr.storage.LocalStore(folder))
+        group = root.create_group("X", attributes={"shape": list(matrix.shape)})
+        pieces = {
+            "data": (matrix.data.astype(dtype), layout.data_chunk or layout.chunk, layout.data),
+            "indices": (matrix.indices.astype(np.int32), layout.chunk, layout.indices),
+            "indptr": (matrix.indptr.astype(np.int64), 5, "known"),
+        }
+        for name, (values, chunk, codec) in pieces.items():
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                chunks=(chunk,),
+                shards=(chunk * layout.shard,) if layout.shard else None,
+                compressors=CODECS[codec],
+                filters=(),
+                fill_value=0,
+                config={"write_empty_chunks": True},
+            )
+            array[:] = values
+        zarr.consolidate_metadata(root.store)
+    return StoreLocation(os.fspath(folder))
+
+
+def random_matrix(generator: np.random.Generator, n_obs: int, n_vars: int, density: float) -> sp.csr_matrix:
+    matrix = sp.random(n_obs, n_vars, density, "csr", random_state=generator)
+    matrix.data = generator.integers(1, 1000, matrix.nnz).astype(float)
+    # Rows without a value, also at the end and side by side.
+    matrix = sp.diags((generator.random(n_obs) < 0.8).astype(float)) @ matrix
+    matrix = sp.csr_matrix(matrix)
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    return matrix
+
+
+layouts = st.builds(
+    Layout,
+    chunk=st.integers(1, 30),
+    shard=st.integers(0, 5),
+    data=st.sampled_from(["known", "known", "none", "unknown"]),
+    indices=st.sampled_from(["known", "known", "none", "unknown"]),
+    data_chunk=st.sampled_from([0, 0, 0, 7]),
+)
+
+
+@given(
+    layout=layouts,
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    n_vars=st.integers(1, 50),
+    density=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    seed=st.integers(0, 999),
+    n_rows=st.integers(0, 60),
+    repeats=st.booleans(),
+    n_genes=st.none() | st.integers(0, 50),
+    dtypes=st.sampled_from([("uint16", "float32"), ("uint32", "float64"), ("float32", "float32")]),
+    threads=st.booleans(),
+    pooled=st.booleans(),
+)
+@settings(max_examples=100)
+def test_rows_in_any_order_are_those_of_scipy(
+    layout, sizes, n_vars, density, seed, n_rows, repeats, n_genes, dtypes, threads, pooled
+):
+    generator = np.random.default_rng(seed)
+    stored, served = dtypes
+    matrices = [random_matrix(generator, size, n_vars, density) for size in sizes]
+    whole = sp.vstack(matrices, format="csr").astype(served)
+    rows = generator.integers(0, max(1, sum(sizes)), n_rows if sum(sizes) else 0)
+    if not repeats:
+        rows = generator.permutation(np.unique(rows))
+    genes = None if n_genes is None else generator.permutation(n_vars)[:n_genes].astype(np.int64)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(3) as executor:
+        datasets = [write(Path(folder, str(i)), m, layout, stored) for i, m in enumerate(matrices)]
+        groups = split(datasets, sizes, rows)
+        options: dict[str, Any] = {
+            "genes": genes,
+            "dtype": served,
+            "executor": executor if threads else None,
+            "pool": BufferPool(2**28) if pooled else None,
+        }
+        for _ in range(2):  # the second time with memory that was used
+            found = gather_csr(groups, "X", n_vars, **options)
+            dense = gather_dense(groups, "X", n_vars, **options)
+            expected = whole[rows] if genes is None else whole[rows][:, genes]
+            assert found.shape == dense.shape == expected.shape
+            assert found.dtype == dense.dtype == np.dtype(served)
+            assert found.indices.dtype == found.indptr.dtype == np.int32
+            np.testing.assert_array_equal(dense, expected.toarray())
+            check_canonical(found)
+            np.testing.assert_array_equal(found.toarray(), expected.toarray())
+            assert found.nnz == expected.nnz
+            found.data[:], dense[:] = -1, -1
+            del found, dense
+
+
+def check_canonical(matrix: sp.csr_matrix) -> None:
+    """It says that it is canonical, and is."""
+    assert matrix.has_canonical_format
+    fresh = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), matrix.shape)
+    assert fresh.has_canonical_format
+
+
+def split(datasets: Sequence[StoreLocation], sizes: Sequence[int], rows: np.ndarray) -> list[RowGroup]:
+    """Rows of the datasets laid one after another, as groups of each."""
+    order = np.argsort(rows, kind="stable").astype(np.int64)
+    ranked, groups, start = rows[order], [], 0
+    for dataset, size in zip(datasets, sizes, strict=True):
+        own = (ranked >= start) & (ranked < start + size)
+        if own.any():
+            groups.append(RowGroup(dataset, ranked[own].astype(np.int64) - start, order[own]))
+        start += size
+    return groups
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoreLocation, sp.csr_matrix]:
+    """So many chunks that they are many pieces, and rows that span several pieces."""
+    matrix = random_matrix(np.random.default_rng(0), 300, 200, 0.4)
+    return write(tmp_path_factory.mktemp("long") / "d", matrix, Layout(chunk=6, shard=50)), matrix
+
+
+@pytest.mark.parametrize("rows", [[0], [299], list(range(300)), list(range(0, 300, 7)), [5] * 40, [3, 3, 299, 299, 4]])
+def test_rows_over_many_pieces(long, rows):
+    dataset, matrix = long
+    groups = split([dataset], [300], np.array(rows))
+    expected = matrix[rows].toarray()
+    with ThreadPoolExecutor(2) as executor:
+        np.testing.assert_array_equal(gather_csr(groups, "X", 200, executor=executor).toarray(), expected)
+        np.testing.assert_array_equal(gather_dense(groups, "X", 200, executor=executor), expected)
+
+
+def test_no_rows(long):
+    for found in (gather_csr([], "X", 200), gather_dense([], "X", 200)):
+        assert found.shape == (0, 200)
+
+
+def test_width(long):
+    assert matrix_width(long[0], "X") == 200
+
+
+@pytest.mark.parametrize("index", [200, 2**31 - 1, -1])
+def test_genes_that_there_are_not_are_refused(tmp_path, index):
+    matrix = random_matrix(np.random.default_rng(0), 30, 200, 0.2)
+    matrix.indices = matrix.indices.copy()
+    matrix.indices[-1] = index
+    dataset = write(tmp_path / "d", matrix, Layout())
+    last = int(np.flatnonzero(np.diff(matrix.indptr))[-1])
+    group = RowGroup(dataset, np.array([last]), np.array([0]))
+    for genes in (None, np.array([4, 2])):
+        with pytest.raises(CorruptStoreError, match="expected indices below 200"):
+            gather_dense([group], "X", 200, genes=genes)
+    with pytest.raises(CorruptStoreError, match="expected indices below 200"):
+        gather_csr([group], "X", 200, genes=np.array([4, 2]))
+
+
+@pytest.mark.parametrize("name", ["data", "indices", "indptr"])
+def test_what_is_damaged_or_gone_is_refused(tmp_path, name):
+    matrix = random_matrix(np.random.default_rng(1), 40, 50, 0.3)
+    for number, damage in enumerate(("flip", "cut", "gone")):
+        dataset = write(tmp_path / str(number), matrix, Layout())
+        path = Path(dataset.url) / "X" / name / "c" / "0"
+        whole = path.read_bytes()
+        damaged = {"flip": bytes([whole[0] ^ 1, *whole[1:]]), "cut": whole[:-1], "gone": None}[damage]
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        groups = split([dataset], [40], np.arange(40))
+        for gather in (gather_csr, gather_dense):
+            with ThreadPoolExecutor(2) as executor, pytest.raises(CorruptStoreError):
+                gather(groups, "X", 50, executor=executor)
+
+
+def test_metadata_without_members_is_refused(tmp_path):
+    dataset = write(tmp_path / "d", random_matrix(np.random.default_rng(1), 4, 5, 0.3), Layout())
+    path = Path(dataset.url) / "zarr.json"
+    metadata = json.loads(path.read_text())
+    del metadata["consolidated_metadata"]
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(CorruptStoreError, match="expected consolidated metadata"):
+        gather_csr([RowGroup(dataset, np.array([0]), np.array([0]))], "X", 5)
+
+
+def test_a_matrix_of_given_arrays_shares_them():
+    data, indices = np.arange(100.0), np.arange(100, dtype=np.int32)
+    matrix = csr_of(data[3:5], indices[3:5], np.array([0, 1, 2], np.int64), (2, 100))
+    assert np.shares_memory(matrix.data, data)
+    assert np.shares_memory(matrix.indices, indices)
+    assert matrix.indptr.dtype == np.int32
+    assert matrix.toarray()[1, 4] == 4
+    large = csr_of(data[:0], indices[:0], np.array([0, 2**31], np.int64), (1, 100))
+    assert large.indptr.dtype == np.int64
