@@ -10,10 +10,10 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -53,32 +53,30 @@ class Array:
         """For messages."""
         return f"{self.dataset}/{self.path}"
 
-    def fetch(self, first: int, last: int) -> list[tuple[int, bytes]]:
-        """Number and bytes of each chunk ``[first, last)`` of an array with a spec; absent ones are passed over.
+    def fetch(self, chunks: Iterable[int]) -> list[tuple[int, bytes]]:
+        """Number and bytes of chunks, by increasing number, of an array with a spec; absent ones are passed over.
 
         Raises
         ------
         CorruptStoreError
             A chunk of a strict array is absent, or a file is short.
         """
-        ranges = list(self._ranges(first, last))
+        ranges = list(self._ranges(chunks))
         read = self.dataset.read_ranges([(path, start, stop) for _, path, start, stop in ranges])
         return [(number, data) for (number, *_), data in zip(ranges, read, strict=True)]
 
-    def _ranges(self, first: int, last: int) -> Iterator[tuple[int, str, int, int]]:
+    def _ranges(self, chunks: Iterable[int]) -> Iterator[tuple[int, str, int, int]]:
         """Number, file and byte range of chunks; reads shard indexes that are not cached."""
-        spec = _known(self)
-        while first < last:
-            shard, inside = divmod(first, spec.chunks_per_shard)
-            stop = min(last, (shard + 1) * spec.chunks_per_shard)
-            path = f"{self.path}/{spec.prefix}{shard}"
-            bounds = _chunk_bounds(self, path)[inside : inside + stop - first].tolist()
-            for number, (offset, size) in enumerate(bounds, start=first):
+        per_shard = _known(self).chunks_per_shard
+        for shard, numbers in groupby(chunks, key=lambda number: number // per_shard):
+            path = f"{self.path}/{_known(self).prefix}{shard}"
+            bounds = _chunk_bounds(self, path)
+            for number in numbers:
+                offset, size = bounds[number % per_shard].tolist()
                 if offset != ABSENT:
                     yield number, path, offset, offset + size
                 elif self.strict:
                     raise CorruptStoreError(f"{self.where}: chunk {number} is absent from {path}; restore the file")
-            first = stop
 
     def decode(self, number: int, data: bytes, scratch: AnyArray) -> tuple[int, AnyArray]:
         """First element and values of a chunk; the values are gone when the scratch is used again."""
@@ -100,7 +98,7 @@ class Array:
         if stop <= start:
             return out
         scratch = self.scratch()
-        for number, data in self.fetch(start // self.spec.chunk_length, -(-stop // self.spec.chunk_length)):
+        for number, data in self.fetch(range(start // self.spec.chunk_length, -(-stop // self.spec.chunk_length))):
             first, values = self.decode(number, data, scratch)
             low, high = max(first, start), min(first + len(values), stop)
             out[low - start : high - start] = values[low - first : high - first]

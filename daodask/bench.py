@@ -239,7 +239,7 @@ class DecodeBound:
             if most_bytes <= 0:
                 break
             last = min(first + _PIECE_CHUNKS, n_chunks)
-            pieces = [_Stored(array, array.fetch(first, last)) for array in arrays]
+            pieces = [_Stored(array, array.fetch(range(first, last))) for array in arrays]
             most_bytes -= sum(len(data) for piece in pieces for _, data in piece.chunks)
             n_elements += min(last * spec.chunk_length, spec.length) - first * spec.chunk_length
             self._pieces += pieces

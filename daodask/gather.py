@@ -31,6 +31,8 @@ _PIECE_CHUNKS = 8
 _UNKNOWN_CHUNK = 65_536
 
 Empty = Callable[[Any, Any], AnyArray]
+#: Bounds among the needed chunks, and among the rows.
+_Cut = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,11 +46,10 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """Chunks ``[first, last)`` of one dataset's matrix, and the rows that have elements in them."""
+    """Some chunks of one dataset's matrix, by number, and the rows that have elements in them."""
 
     dataset: StoreLocation
-    first: int
-    last: int
+    chunks: tuple[int, ...]
     low: Int64Array
     high: Int64Array
     place: Int64Array
@@ -170,38 +171,41 @@ def _indptr(groups: Sequence[RowGroup], lengths: Sequence[Int64Array]) -> Int64A
 def _pieces(
     group: RowGroup, path: str, low: Int64Array, high: Int64Array, *, whole_rows: bool = False
 ) -> Iterator[_Piece]:
-    """Cut the chunks of a group's rows into pieces: at gaps of a chunk or more, and where a piece is long enough.
+    """Share the chunks that hold a group's rows out over pieces, however far apart they lie.
 
     A row whose elements lie in two pieces is in both, and each copies its part; with ``whole_rows`` pieces are cut
     between rows, and a chunk may be in two.
     """
-    if not len(low):
-        return
+    filled = high > low
+    low, high, place = low[filled], high[filled], group.place[filled]
     spec = open_array(group.dataset, path).spec
-    chunk = spec.chunk_length if spec is not None else _UNKNOWN_CHUNK
-    runs = [0, *(np.flatnonzero(low[1:] - high[:-1] >= chunk) + 1).tolist(), len(low)]
-    for begin, end in pairwise(runs):
-        cut = _cut_rows if whole_rows else _cut_chunks
-        for first, last, a, b in cut(low[begin:end], high[begin:end], chunk):
-            rows = slice(begin + a, begin + b)
-            yield _Piece(group.dataset, first, last, low[rows], high[rows], group.place[rows])
+    chunk, step = (_UNKNOWN_CHUNK, 1) if spec is None else (spec.chunk_length, _PIECE_CHUNKS)
+    first, last = low // chunk, (high - 1) // chunk
+    needed = _needed_chunks(first, last)
+    for begin, end, a, b in (_cut_rows if whole_rows else _cut_chunks)(needed, first, last, step):
+        yield _Piece(group.dataset, tuple(needed[begin:end].tolist()), low[a:b], high[a:b], place[a:b])
 
 
-def _cut_chunks(low: Int64Array, high: Int64Array, chunk: int) -> Iterator[tuple[int, int, int, int]]:
-    stop = -(-int(high[-1]) // chunk)
-    for first in range(int(low[0]) // chunk, stop, _PIECE_CHUNKS):
-        last = min(first + _PIECE_CHUNKS, stop)
-        a = int(np.searchsorted(high, first * chunk, side="right"))
-        b = int(np.searchsorted(low, last * chunk, side="left"))
-        yield first, last, a, b
+def _needed_chunks(first: Int64Array, last: Int64Array) -> Int64Array:
+    """Numbers of the chunks from each row's first to its last one, increasing."""
+    widest = int((last - first).max(initial=0))
+    return np.unique(np.concatenate([np.minimum(first + k, last) for k in range(widest + 1)]))
 
 
-def _cut_rows(low: Int64Array, high: Int64Array, chunk: int) -> Iterator[tuple[int, int, int, int]]:
-    # Rows of one piece begin in the same stretch of chunks.
-    stretch = low // (chunk * _PIECE_CHUNKS)
-    cuts = [0, *(np.flatnonzero(np.diff(stretch)) + 1).tolist(), len(low)]
-    for a, b in pairwise(cuts):
-        yield int(low[a]) // chunk, -(-int(high[b - 1]) // chunk), a, b
+def _cut_chunks(needed: Int64Array, first: Int64Array, last: Int64Array, step: int) -> Iterator[_Cut]:
+    for begin in range(0, len(needed), step):
+        end = min(begin + step, len(needed))
+        a = int(np.searchsorted(last, needed[begin], side="left"))
+        b = int(np.searchsorted(first, needed[end - 1], side="right"))
+        yield begin, end, a, b
+
+
+def _cut_rows(needed: Int64Array, first: Int64Array, last: Int64Array, step: int) -> Iterator[_Cut]:
+    # Rows of one piece begin in the same few chunks.
+    begins, ends = np.searchsorted(needed, first), np.searchsorted(needed, last) + 1
+    cuts = [0, *(np.flatnonzero(np.diff(begins // step)) + 1).tolist(), len(first)]
+    for a, b in pairwise(cuts if len(first) else []):
+        yield int(begins[a]), int(ends[b - 1]), a, b
 
 
 # -- one piece ---------------------------------------------------------------------------------------------------------
@@ -241,7 +245,7 @@ def _decoded(array: Array, piece: _Piece) -> Iterator[tuple[int, AnyArray]]:
         yield start, array.read(start, stop)
         return
     scratch = array.scratch()
-    for number, data in array.fetch(piece.first, piece.last):
+    for number, data in array.fetch(piece.chunks):
         yield array.decode(number, data, scratch)
 
 

@@ -189,7 +189,7 @@ def test_every_epoch_is_every_cell_once_and_in_an_order_of_its_own(store, option
     loading = DataLoader(make(store, obs=["cell_type"], dense=dense).to_torch(), batch_size=None, **options)
     assert len(loading) == 13
     epochs = []
-    for _ in range(3):
+    for _ in range(2 if "spawn" in options.values() else 3):
         batches = list(loading)
         for batch in batches:
             check(batch, dense=dense)
@@ -197,7 +197,7 @@ def test_every_epoch_is_every_cell_once_and_in_an_order_of_its_own(store, option
         epochs.append(rows(batches))
     for epoch in epochs:
         assert sorted(epoch) == list(range(N_OBS))
-    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
     # The same cells as without workers: they share the windows, and take turns.
     plain = make(store)
     for epoch in epochs:
@@ -353,7 +353,7 @@ def stateful(store: Store, options: dict[str, Any], **changes: Any) -> Any:
 
 # torchdata calls a function of torch that is deprecated.
 torchdata_warns = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
-SOME, MANY = ((1, 5),), ((0, 0), (0, 1), (1, 5), (1, 12), (0, 13), (1, 13))
+SOME, MANY = ((0, 5),), ((0, 0), (0, 1), (1, 5), (1, 12), (0, 13), (1, 13))
 
 
 @torchdata_warns
@@ -366,7 +366,8 @@ SOME, MANY = ((1, 5),), ((0, 0), (0, 1), (1, 5), (1, 12), (0, 13), (1, 13))
     ],
 )
 def test_a_stateful_dataloader_goes_on_where_it_was(store, options, schedule, places):
-    undisturbed = stateful(store, options, schedule=schedule)
+    # Of workers that are spawned, which is slow, and of those that are forked the batches are the same.
+    undisturbed = stateful(store, KINDS["fork"] if options is KINDS["spawn"] else options, schedule=schedule)
     epochs = [[batch["index"].tolist() for batch in undisturbed] for _ in range(3)]
     assert len({str(epoch) for epoch in epochs}) == 3
     for epoch in epochs:
