@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import daodask
+import daodask.errors
 
 PUBLIC = (
     "BatchLoader",
@@ -58,7 +59,10 @@ def test_the_version_has_one_source():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_what_a_module_exports_exists_and_is_sorted(module):
-    names = getattr(importlib.import_module(module), "__all__", ())
+    try:
+        names = getattr(importlib.import_module(module), "__all__", ())
+    except daodask.errors.DependencyError as error:
+        pytest.skip(str(error))
     assert list(names) == sorted(set(names), key=_as_ruff_sorts)
     missing = [name for name in names if not hasattr(importlib.import_module(module), name)]
     assert not missing
