@@ -326,6 +326,11 @@ class Store:
         dtypes = [served_dtype(np.dtype(m.dtype), m.largest) for m in matrices]
         return np.result_type(np.float32, *dtypes)
 
+    def stored_dtype(self, name: str = "X") -> np.dtype[Any]:
+        """Smallest dtype that a matrix of the selected datasets is stored in, all of them together."""
+        dtypes = [np.dtype(i.matrix[name].dtype) for i in self._selected_infos if name in i.matrix]
+        return np.result_type(*(dtypes or [np.dtype(np.float32)]))
+
     def _matrix(self, name: str) -> da.Array:
         from daodask._graphs import lazy_matrix
 

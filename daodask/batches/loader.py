@@ -47,6 +47,7 @@ __all__ = ["BatchLoader"]
 _MOST_READ_AHEAD = 4
 #: Windows whose batches a plan looks at.
 _PLAN_WINDOWS = 4
+_DTYPES = ("float32", "float64", "stored")
 #: Arguments that are attributes of the same name.
 _SAME_NAME = (
     "batch_size",
@@ -54,6 +55,7 @@ _SAME_NAME = (
     "obs",
     "seed",
     "dense",
+    "dtype",
     "drop_last",
     "measured",
     "fn",
@@ -87,6 +89,9 @@ class BatchLoader:
         Together with the epoch's number it decides the order, on every machine.
     dense
         Hand out X as a dense array.
+    dtype
+        Of X: ``"float32"``, ``"float64"``, or ``"stored"`` for what is on disk (uint16 for most counts), which is half
+        of the memory; arithmetic on it overflows silently. By default float32, but float64 where that would round a value.
     drop_last
         Leave out the last batch where it is smaller.
     measured
@@ -128,6 +133,7 @@ class BatchLoader:
         obs: Sequence[str] = (),
         seed: int = 0,
         dense: bool = False,
+        dtype: str | None = None,
         drop_last: bool = False,
         measured: bool = False,
         fn: Callable[[Batch], Any] | None = None,
@@ -143,6 +149,8 @@ class BatchLoader:
             raise SpecError(f"expected a seed of at least 0, got {seed}")
         if not 0 <= rank < world_size:
             raise SpecError(f"expected a rank from 0 to {world_size - 1} (world_size {world_size}), got {rank}")
+        if dtype not in (None, *_DTYPES):
+            raise SpecError(f"expected a dtype out of {', '.join(_DTYPES)}, got {dtype!r}; {suggest(dtype, _DTYPES)}")
         if isinstance(obs, str):
             obs = [obs]
         if layer is not None:
@@ -154,6 +162,7 @@ class BatchLoader:
         self.matrix = "X" if layer is None else f"layers/{layer}"
         self.seed = seed
         self.dense = dense
+        self.dtype = dtype
         self.drop_last = drop_last
         self.measured = measured
         self.fn = fn
@@ -227,10 +236,17 @@ class BatchLoader:
     def _labels(self, column: str) -> Labels:
         return read_labels(self.store, column)
 
+    @property
+    def x_dtype(self) -> np.dtype[Any]:
+        """Dtype of the values that batches have."""
+        if self.dtype == "stored":
+            return self.store.stored_dtype(self.matrix)
+        return self.store.served_dtype(self.matrix) if self.dtype is None else np.dtype(self.dtype)
+
     @cached_property
     def _request(self) -> Request:
         measured = self._measured() if self.measured else None
-        dtype = self.store.served_dtype(self.matrix).name
+        dtype = self.x_dtype.name
         return Request(self.matrix, self.obs, self.dense, dtype, measured, self.fn)
 
     def _measured(self) -> BoolArray:
@@ -254,7 +270,7 @@ class BatchLoader:
     def _window_bytes(self) -> int:
         """Expected memory of the largest window."""
         rows = most_rows(self.schedule, self._cells, self.batch_size, self._epoch(self.epoch))
-        itemsize = self.store.served_dtype(self.matrix).itemsize
+        itemsize = self.x_dtype.itemsize
         if self.dense:
             return rows * self.store.n_vars * itemsize
         stored = self.store.snapshot.dataset

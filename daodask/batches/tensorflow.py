@@ -52,7 +52,7 @@ def tensorflow_dataset(loader: BatchLoader) -> TensorFlowDataset:
 
 def _signature(loader: BatchLoader) -> dict[str, Any]:
     n_vars = loader.store.n_vars
-    dtype = tf.as_dtype(loader.store.served_dtype(loader.matrix))
+    dtype = tf.as_dtype(loader.x_dtype)
     X = tf.TensorSpec if loader.dense else tf.SparseTensorSpec
     signature: dict[str, Any] = {
         "X": X(shape=(None, n_vars), dtype=dtype),
