@@ -91,7 +91,8 @@ class BatchLoader:
         Hand out X as a dense array.
     dtype
         Of X: ``"float32"``, ``"float64"``, or ``"stored"`` for what is on disk (uint16 for most counts), which is half
-        of the memory; arithmetic on it overflows silently. By default float32, but float64 where that would round a value.
+        of the memory; arithmetic on it overflows silently. By default float32, but float64 where that would round a
+        value.
     drop_last
         Leave out the last batch where it is smaller.
     measured
