@@ -99,12 +99,12 @@ def gather_csr(
     indptr = _indptr(groups, [high - low for low, high in bounds])
     nnz = int(indptr[-1])
     data, indices = empty(nnz, dtype), empty(nnz, np.int32)
-    pieces: dict[str, list[_Piece]] = {"data": [], "indices": []}
-    for what, pieces_ in pieces.items():
-        for group, (low, high) in zip(groups, bounds, strict=True):
-            pieces_.extend(_pieces(group, f"{name}/{what}", low, high))
-    work = [(p, f"{name}/data", indptr, data) for p in pieces["data"]]
-    work += [(p, f"{name}/indices", indptr, indices) for p in pieces["indices"]]
+    work = [
+        (piece, path, indptr, out)
+        for path, out in ((f"{name}/data", data), (f"{name}/indices", indices))
+        for group, (low, high) in zip(groups, bounds, strict=True)
+        for piece in _pieces(group, path, low, high)
+    ]
     _run(_scatter_piece, work, executor)
     n_obs = len(indptr) - 1
     if genes is None:

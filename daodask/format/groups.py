@@ -85,40 +85,21 @@ def encode_group(
     group's members is never taken for one.
     """
     import zarr
-
-    with _ENCODING, zarr.config.set(_ALL_CHUNKS):
-        files = _encode(obs, var, uns, matrices, indptr, obsm, codec)
-    return {**files, _METADATA: _consolidated(files)}
-
-
-def _encode(
-    obs: pd.DataFrame,
-    var: pd.DataFrame,
-    uns: Mapping[str, Any],
-    matrices: tuple[CSRLayout, ...],
-    indptr: Mapping[str, np.ndarray[tuple[int], np.dtype[np.int64]]],
-    obsm: tuple[ObsmLayout, ...],
-    codec: Codec,
-) -> dict[str, bytes]:
-    import zarr
-    from anndata.io import write_elem
     from zarr.storage import MemoryStore
 
     buffers: dict[str, Any] = {}
-    root = zarr.open_group(MemoryStore(buffers), mode="w", zarr_format=3)
-    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    for name, element in (("obs", obs), ("var", var), ("uns", dict(uns))):
-        # Said here, not by anndata's settings: what is written must not depend on what the user set for other files,
-        # and settings belong to the whole process, in which another thread may be writing too.
-        cutting = {"chunks": (_OBS_CHUNK,), "shards": (_ROW_SHARD,)} if name == "obs" and len(obs) > _OBS_CHUNK else {}
-        write_elem(root, name, element, dataset_kwargs={"shards": None, **cutting})
-    for name in ("layers", "obsm"):
-        root.create_group(name, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
-    for matrix in matrices:
-        _create_csr(root, matrix, indptr[matrix.name], codec)
-    for array in obsm:
-        _create_obsm(root, array, codec)
-    return {path: buffers[path].to_bytes() for path in sorted(buffers)}
+    with _ENCODING, zarr.config.set(_ALL_CHUNKS):
+        root = zarr.open_group(MemoryStore(buffers), mode="w", zarr_format=3)
+        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        _create_frames(root, obs, var, uns)
+        for name in ("layers", "obsm"):
+            root.create_group(name, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+        for matrix in matrices:
+            _create_csr(root, matrix, indptr[matrix.name], codec)
+        for array in obsm:
+            _create_obsm(root, array, codec)
+    files = {path: buffers[path].to_bytes() for path in sorted(buffers)}
+    return {**files, _METADATA: _consolidated(files)}
 
 
 def _consolidated(files: Mapping[str, bytes]) -> bytes:
@@ -127,6 +108,16 @@ def _consolidated(files: Mapping[str, bytes]) -> bytes:
     members = {path.removesuffix(suffix): json.loads(files[path]) for path in files if path.endswith(suffix)}
     consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
     return json.dumps({**json.loads(files[_METADATA]), "consolidated_metadata": consolidated}, indent=2).encode()
+
+
+def _create_frames(root: Any, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any]) -> None:
+    from anndata.io import write_elem
+
+    for name, element in (("obs", obs), ("var", var), ("uns", dict(uns))):
+        # Said here, not by anndata's settings: what is written must not depend on what the user set for other files,
+        # and settings belong to the whole process, in which another thread may be writing too.
+        cutting = {"chunks": (_OBS_CHUNK,), "shards": (_ROW_SHARD,)} if name == "obs" and len(obs) > _OBS_CHUNK else {}
+        write_elem(root, name, element, dataset_kwargs={"shards": None, **cutting})
 
 
 def _create_csr(root: Any, matrix: CSRLayout, indptr: Any, codec: Codec) -> None:
