@@ -373,7 +373,16 @@ def _stored(column: pd.Series[Any], name: str, *, check_name: bool = True) -> pd
     if dtype.kind == "f":
         # AnnData has no nullable floats, where NaN says the same, and no parquet tool reads halves.
         return column.astype(np.float64 if np.dtype(str(dtype).lower()).itemsize == 8 else np.float32)
-    return column
+    return column if dtype.kind == "b" else _of_standard_width(column)
+
+
+def _of_standard_width(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Integers of the type that their dtype's name stands for: C has two of 64 bits, of which zarr knows one."""
+    standard = np.dtype(str(column.dtype).lower())
+    if not isinstance(column.array, pd.arrays.IntegerArray):
+        return pd.Series(column.to_numpy().astype(standard))
+    values = column.to_numpy(dtype=standard, na_value=0).astype(standard)
+    return pd.Series(pd.arrays.IntegerArray(values, column.isna().to_numpy()))
 
 
 def _stored_categorical(column: pd.Series[Any], name: str) -> pd.Series[Any]:
@@ -383,7 +392,10 @@ def _stored_categorical(column: pd.Series[Any], name: str) -> pd.Series[Any]:
         return _recategorised(column, pd.Index(list(categories), dtype=object))
     if kind not in ("integer", "floating", "boolean"):
         raise _unstorable(name, f"a category of {kind}")
-    return _recategorised(column, pd.Index(categories.to_numpy())) if categories.dtype != object else column
+    if categories.dtype == object:
+        return column
+    plain = categories.to_numpy()
+    return _recategorised(column, pd.Index(plain.astype(np.dtype(plain.dtype.name))))
 
 
 def _recategorised(column: pd.Series[Any], categories: pd.Index[Any]) -> pd.Series[Any]:

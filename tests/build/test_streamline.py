@@ -591,3 +591,17 @@ def test_obs_of_a_real_study(data: Path) -> None:
         assert result[name].tolist() == obs[name].tolist() or obs[name].isna().any()
         assert summaries[name].n_missing == obs[name].isna().sum()
     assert (summaries["cluster"].low, summaries["cluster"].high) == (1, 17)
+
+
+@pytest.mark.parametrize(("code", "standard"), [("q", "l"), ("Q", "L")])
+def test_integers_are_of_the_one_type_of_64_bits_that_zarr_knows(code: str, standard: str) -> None:
+    values = np.array([1, 2**62, 3], dtype=code)
+    masked = pd.arrays.IntegerArray(values.copy(), np.array([False, True, False]))
+    labels = pd.Categorical.from_codes([0, 1, 0], pd.Index(values[:2]))
+    obs = pd.DataFrame({"plain": values, "masked": masked, "labels": labels}, index=list("abc"))
+    found = streamline_obs(obs, (), (), ("*",), "study")
+    assert found["plain"].to_numpy().dtype.char == standard
+    assert found["masked"].to_numpy(dtype=values.dtype, na_value=0).tolist() == [1, 0, 3]
+    assert found["masked"].array._data.dtype.char == standard
+    assert found["labels"].cat.categories.to_numpy().dtype.char == standard
+    assert [found[name].tolist() for name in ("plain", "labels")] == [[1, 2**62, 3], [1, 2**62, 1]]
