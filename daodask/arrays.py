@@ -10,20 +10,35 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from daodask.errors import CorruptStoreError
 from daodask.format.chunks import ABSENT, ArraySpec, decode_chunk, decode_index
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray, Int64Array
 
-__all__ = ["Array", "group_attributes", "open_array", "take"]
+__all__ = ["Array", "Encoded", "group_attributes", "open_array", "take"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """Chunks as they are stored: their numbers, all their bytes, and where in these each of them begins and ends."""
+
+    numbers: Int64Array
+    data: npt.NDArray[np.uint8]
+    bounds: Int64Array
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """Number and bytes of each chunk."""
+        for number, (begin, end) in zip(self.numbers.tolist(), pairwise(self.bounds.tolist()), strict=True):
+            yield number, self.data[begin:end].tobytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +68,36 @@ class Array:
         """For messages."""
         return f"{self.dataset}/{self.path}"
 
-    def fetch(self, chunks: Iterable[int]) -> list[tuple[int, bytes]]:
-        """Number and bytes of chunks, by increasing number, of an array with a spec; absent ones are passed over.
+    def fetch(self, chunks: Sequence[int] | Int64Array) -> Encoded:
+        """Chunks, by increasing number, of an array with a spec; absent ones are passed over.
 
         Raises
         ------
         CorruptStoreError
             A chunk of a strict array is absent, or a file is short.
         """
-        ranges = list(self._ranges(chunks))
-        read = self.dataset.read_ranges([(path, start, stop) for _, path, start, stop in ranges])
-        return [(number, data) for (number, *_), data in zip(ranges, read, strict=True)]
+        numbers = np.asarray(chunks, dtype=np.int64)
+        shards = numbers // _known(self).chunks_per_shard
+        cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
+        found = [self._of_shard(int(shards[low]), numbers[low:high]) for low, high in pairwise(cuts) if low < high]
+        ranges = [r for _, ranges in found for r in ranges]
+        bounds = np.zeros(len(ranges) + 1, dtype=np.int64)
+        np.cumsum([stop - start for _, start, stop in ranges], out=bounds[1:])
+        present = np.concatenate([numbers[:0], *(n for n, _ in found)])
+        return Encoded(present, self.dataset.read_ranges(ranges), bounds)
 
-    def _ranges(self, chunks: Iterable[int]) -> Iterator[tuple[int, str, int, int]]:
-        """Number, file and byte range of chunks; reads shard indexes that are not cached."""
-        per_shard = _known(self).chunks_per_shard
-        for shard, numbers in groupby(chunks, key=lambda number: number // per_shard):
-            path = f"{self.path}/{_known(self).prefix}{shard}"
-            bounds = _chunk_bounds(self, path)
-            for number in numbers:
-                offset, size = bounds[number % per_shard].tolist()
-                if offset != ABSENT:
-                    yield number, path, offset, offset + size
-                elif self.strict:
-                    raise CorruptStoreError(f"{self.where}: chunk {number} is absent from {path}; restore the file")
+    def _of_shard(self, shard: int, numbers: Int64Array) -> tuple[Int64Array, list[tuple[str, int, int]]]:
+        """Those of its chunks that are there, and their byte ranges; reads the shard's index if it is not cached."""
+        spec = _known(self)
+        path = f"{self.path}/{spec.prefix}{shard}"
+        bounds = _chunk_bounds(self, path)[numbers % spec.chunks_per_shard]
+        absent = bounds[:, 0] == ABSENT
+        if absent.any():
+            if self.strict:
+                number = int(numbers[absent][0])
+                raise CorruptStoreError(f"{self.where}: chunk {number} is absent from {path}; restore the file")
+            numbers, bounds = numbers[~absent], bounds[~absent]
+        return numbers, [(path, offset, offset + size) for offset, size in bounds.tolist()]
 
     def decode(self, number: int, data: bytes, scratch: AnyArray) -> tuple[int, AnyArray]:
         """First element and values of a chunk; the values are gone when the scratch is used again."""
@@ -98,7 +119,7 @@ class Array:
         if stop <= start:
             return out
         scratch = self.scratch()
-        for number, data in self.fetch(range(start // self.spec.chunk_length, -(-stop // self.spec.chunk_length))):
+        for number, data in self.fetch(np.arange(start // self.spec.chunk_length, -(-stop // self.spec.chunk_length))):
             first, values = self.decode(number, data, scratch)
             low, high = max(first, start), min(first + len(values), stop)
             out[low - start : high - start] = values[low - first : high - first]
@@ -215,8 +236,8 @@ def _chunk_bounds(array: Array, path: str) -> AnyArray:
     if size < spec.index_bytes:
         raise CorruptStoreError(f"{array.dataset}/{path}: expected a shard with an index, got {size} bytes; restore it")
     start = size - spec.index_bytes if spec.index_at_end else 0
-    (data,) = array.dataset.read_ranges([(path, start, start + spec.index_bytes)])
-    return _INDEXES.put(key, decode_index(data, spec, f"{array.dataset}/{path}"))
+    data = array.dataset.read_ranges([(path, start, start + spec.index_bytes)])
+    return _INDEXES.put(key, decode_index(data.tobytes(), spec, f"{array.dataset}/{path}"))
 
 
 def take(array: Array, positions: Int64Array) -> AnyArray:

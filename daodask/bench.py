@@ -15,15 +15,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from daodask._cluster import default_workers
 from daodask._format import human_bytes, human_count, plural, public_url
-from daodask.arrays import Array, open_array
+from daodask.arrays import Array, Encoded, open_array
 from daodask.batches.loader import BatchLoader
 from daodask.batches.plan import LoaderPlan
 from daodask.batches.schedule import Cells, Epoch, Shuffled
 from daodask.drive import Progress
 from daodask.errors import SpecError
+from daodask.gather import decode_all
 from daodask.storage import StoreLocation
 from daodask.store import Store
 
@@ -189,12 +191,10 @@ class _Stored:
     """Neighbouring chunks of an array, as they are stored."""
 
     array: Array
-    chunks: Sequence[tuple[int, bytes]]
+    encoded: Encoded
 
     def decode(self) -> None:
-        scratch = self.array.scratch()
-        for number, data in self.chunks:
-            self.array.decode(number, data, scratch)
+        decode_all(self.array, self.encoded)
 
 
 class DecodeBound:
@@ -240,7 +240,7 @@ class DecodeBound:
                 break
             last = min(first + _PIECE_CHUNKS, n_chunks)
             pieces = [_Stored(array, array.fetch(range(first, last))) for array in arrays]
-            most_bytes -= sum(len(data) for piece in pieces for _, data in piece.chunks)
+            most_bytes -= sum(len(piece.encoded.data) for piece in pieces)
             n_elements += min(last * spec.chunk_length, spec.length) - first * spec.chunk_length
             self._pieces += pieces
         return n_elements
@@ -275,14 +275,14 @@ class _Metered(StoreLocation):
         return _Metered(f"{self.url}/{relative}", self.options, self.meter)
 
     def read(self) -> bytes:
-        return self._counted([StoreLocation.read(self)])[0]
+        data = StoreLocation.read(self)
+        self.meter.nbytes += len(data)
+        return data
 
-    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        return self._counted(StoreLocation.read_ranges(self, ranges))
-
-    def _counted(self, read: list[bytes]) -> list[bytes]:
-        self.meter.nbytes += sum(map(len, read))
-        return read
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> npt.NDArray[np.uint8]:
+        data = StoreLocation.read_ranges(self, ranges)
+        self.meter.nbytes += len(data)
+        return data
 
 
 def _metered(store: Store) -> tuple[Store, _Meter]:

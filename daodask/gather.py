@@ -16,19 +16,25 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from daodask.arrays import Array, group_attributes, open_array, take
+from daodask._foreign import Decoders, find_decoders
+from daodask.arrays import Array, Encoded, group_attributes, open_array, take
 from daodask.buffers import BufferPool
 from daodask.errors import CorruptStoreError
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 
-__all__ = ["RowGroup", "csr_of", "gather_csr", "gather_dense", "matrix_width"]
+__all__ = ["RowGroup", "csr_of", "decode_all", "gather_csr", "gather_dense", "matrix_width"]
 
 #: Chunks of a piece, which is what a thread does at a time: enough to outweigh the handing over, few enough to share
 #: out.
 _PIECE_CHUNKS = 8
 #: Elements of what is taken for a chunk where only zarr-python knows the chunks.
 _UNKNOWN_CHUNK = 65_536
+
+#: What is larger has left the cache when it is read, so that it need not go through it when it is written.
+_CACHE_BYTES = 32 * 2**20
+#: Codecs that compiled loops know.
+_COMPILED = {"": 0, "blosc": 1}
 
 Empty = Callable[[Any, Any], AnyArray]
 #: Bounds among the needed chunks, and among the rows.
@@ -49,7 +55,7 @@ class _Piece:
     """Some chunks of one dataset's matrix, by number, and the rows that have elements in them."""
 
     dataset: StoreLocation
-    chunks: tuple[int, ...]
+    chunks: Int64Array
     low: Int64Array
     high: Int64Array
     place: Int64Array
@@ -183,7 +189,7 @@ def _pieces(
     first, last = low // chunk, (high - 1) // chunk
     needed = _needed_chunks(first, last)
     for begin, end, a, b in (_cut_rows if whole_rows else _cut_chunks)(needed, first, last, step):
-        yield _Piece(group.dataset, tuple(needed[begin:end].tolist()), low[a:b], high[a:b], place[a:b])
+        yield _Piece(group.dataset, needed[begin:end], low[a:b], high[a:b], place[a:b])
 
 
 def _needed_chunks(first: Int64Array, last: Int64Array) -> Int64Array:
@@ -212,22 +218,89 @@ def _cut_rows(needed: Int64Array, first: Int64Array, last: Int64Array, step: int
 
 
 def _scatter_piece(piece: _Piece, path: str, indptr: Int64Array, out: AnyArray) -> None:
-    from daodask.kernels import scatter
-
+    array = open_array(piece.dataset, path)
     dst = indptr[piece.place]
-    for first, values in _decoded(open_array(piece.dataset, path), piece):
-        scatter(values, first, piece.low, piece.high, dst, out)
+    past_cache = out.nbytes > _CACHE_BYTES
+    functions = _decoders(array)
+    if functions is None or array.spec is None:
+        from daodask.kernels import scatter
+
+        for first, values in _decoded(array, piece):
+            scatter(values, first, piece.low, piece.high, dst, out, False)
+        return
+    from daodask.decoding import scatter_chunks
+
+    encoded = array.fetch(piece.chunks)
+    rows = piece.low, piece.high, dst
+    bad = scatter_chunks(functions, *_form(array, encoded), rows, array.scratch(), out, past_cache)
+    _check_decoded(array, encoded, bad)
 
 
 def _scatter_dense_piece(piece: _Piece, name: str, lookup: AnyArray, out: AnyArray) -> None:
-    from daodask.kernels import scatter_dense
-
-    columns = _decoded(open_array(piece.dataset, f"{name}/indices"), piece)
-    values = _decoded(open_array(piece.dataset, f"{name}/data"), piece)
+    arrays = [open_array(piece.dataset, f"{name}/{what}") for what in ("indices", "data")]
     row = np.zeros(out.shape[1] + 2, dtype=out.dtype)
-    for (first, column), (_, value) in zip(columns, values, strict=True):
-        strange = scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, row, out)
-        _check_columns(strange, len(lookup) - 1)
+    functions = [_decoders(array) for array in arrays]
+    if None in functions:
+        from daodask.kernels import scatter_dense
+
+        for (first, column), (_, value) in zip(*(_decoded(array, piece) for array in arrays), strict=True):
+            strange = scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, row, out)
+            _check_columns(strange, len(lookup) - 1)
+        return
+    from daodask.decoding import scatter_dense_chunks
+
+    encoded = [array.fetch(piece.chunks) for array in arrays]
+    forms, data, bounds, numbers, lengths = zip(*map(_form, arrays, encoded), strict=True)
+    scratches = arrays[0].scratch(), arrays[1].scratch()
+    rows = piece.low, piece.high, piece.place
+    which, bad, strange = scatter_dense_chunks(
+        functions[0], forms, data, bounds, numbers[0], lengths[0], rows, lookup, scratches, row, out
+    )
+    _check_decoded(arrays[which], encoded[which], bad)
+    _check_columns(strange, len(lookup) - 1)
+
+
+def decode_all(array: Array, encoded: Encoded) -> None:
+    """Decode chunks to nowhere: what no gather is faster than.
+
+    Raises
+    ------
+    CorruptStoreError
+        A chunk can't be decoded.
+    """
+    functions, scratch = _decoders(array), array.scratch()
+    if functions is None:
+        for number, chunk in encoded:
+            array.decode(number, chunk, scratch)
+        return
+    from daodask.decoding import decode_chunks
+
+    form, data, bounds, *_ = _form(array, encoded)
+    _check_decoded(array, encoded, decode_chunks(functions, form, data, bounds, scratch))
+
+
+def _decoders(array: Array) -> Decoders | None:
+    """What decodes an array's chunks without the GIL, where there is such a thing."""
+    if array.spec is None or array.spec.compression not in _COMPILED or not array.spec.dtype.isnative:
+        return None
+    return find_decoders()
+
+
+def _form(array: Array, encoded: Encoded) -> tuple[tuple[int, bool], AnyArray, Int64Array, Int64Array, int]:
+    """How an array's chunks are encoded, and some of them, as compiled loops take them."""
+    spec = array.spec
+    if spec is None:
+        raise TypeError(f"{array.where} is read by zarr-python")
+    return (_COMPILED[spec.compression], spec.checksum), encoded.data, encoded.bounds, encoded.numbers, spec.length
+
+
+def _check_decoded(array: Array, encoded: Encoded, bad: int) -> None:
+    """Say what is wrong with a chunk that can't be decoded."""
+    if bad < 0:
+        return
+    number, data = list(encoded)[bad]
+    array.decode(number, data, array.scratch())
+    raise CorruptStoreError(f"{array.where}: chunk {number} can't be decoded; restore the file")
 
 
 def _check_columns(strange: int, n_vars: int) -> None:

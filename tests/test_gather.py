@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import google_crc32c
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -20,8 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
+from daodask._foreign import find_decoders
+from daodask.arrays import open_array
 from daodask.buffers import BufferPool
 from daodask.errors import CorruptStoreError
+from daodask.format.chunks import encode_shard
+from daodask.format.codecs import Codec
 from daodask.gather import RowGroup, csr_of, gather_csr, gather_dense, matrix_width
 from daodask.storage import StoreLocation
 
@@ -103,12 +110,18 @@ layouts = st.builds(
     repeats=st.booleans(),
     n_genes=st.none() | st.integers(0, 50),
     dtypes=st.sampled_from([("uint16", "float32"), ("uint32", "float64"), ("float32", "float32")]),
-    threads=st.booleans(),
-    pooled=st.booleans(),
+    how=st.fixed_dictionaries(
+        {
+            "threads": st.booleans(),
+            "pooled": st.booleans(),
+            "compiled": st.booleans(),
+            "cache_bytes": st.sampled_from([0, 2**20]),
+        }
+    ),
 )
-@settings(max_examples=100)
+@settings(max_examples=150)
 def test_rows_in_any_order_are_those_of_scipy(
-    layout, sizes, n_vars, density, seed, n_rows, repeats, n_genes, dtypes, threads, pooled
+    layout, sizes, n_vars, density, seed, n_rows, repeats, n_genes, dtypes, how
 ):
     generator = np.random.default_rng(seed)
     stored, served = dtypes
@@ -118,14 +131,19 @@ def test_rows_in_any_order_are_those_of_scipy(
     if not repeats:
         rows = generator.permutation(np.unique(rows))
     genes = None if n_genes is None else generator.permutation(n_vars)[:n_genes].astype(np.int64)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(3) as executor:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(3) as executor,
+        mock.patch("daodask.gather.find_decoders", find_decoders if how["compiled"] else lambda: None),
+        mock.patch("daodask.gather._CACHE_BYTES", how["cache_bytes"]),
+    ):
         datasets = [write(Path(folder, str(i)), m, layout, stored) for i, m in enumerate(matrices)]
         groups = split(datasets, sizes, rows)
         options: dict[str, Any] = {
             "genes": genes,
             "dtype": served,
-            "executor": executor if threads else None,
-            "pool": BufferPool(2**28) if pooled else None,
+            "executor": executor if how["threads"] else None,
+            "pool": BufferPool(2**28) if how["pooled"] else None,
         }
         for _ in range(2):  # the second time with memory that was used
             found = gather_csr(groups, "X", n_vars, **options)
@@ -200,6 +218,71 @@ def test_genes_that_there_are_not_are_refused(tmp_path, index):
             gather_dense([group], "X", 200, genes=genes)
     with pytest.raises(CorruptStoreError, match="expected indices below 200"):
         gather_csr([group], "X", 200, genes=np.array([4, 2]))
+
+
+def test_decoders_are_found():
+    assert find_decoders() is not None
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoreLocation, sp.csr_matrix]:
+    """Chunks of several Blosc blocks, as build writes them: 300,000 values in chunks of 100,000."""
+    generator = np.random.default_rng(0)
+    lengths = generator.multinomial(300_000, np.full(600, 1 / 600))
+    indices = np.concatenate([np.sort(generator.choice(2_000, n, replace=False)) for n in lengths])
+    matrix = sp.csr_matrix((generator.poisson(3, 300_000) + 1.0, indices, np.cumsum([0, *lengths])), (600, 2_000))
+    folder = tmp_path_factory.mktemp("large") / "d"
+    dataset = write(folder, matrix, Layout(chunk=100_000, shard=2))
+    codec = Codec.named("lz4")
+    for name, values in (("data", matrix.data.astype("<u2")), ("indices", matrix.indices.astype("<i4"))):
+        for shard in (0, 1):
+            part = values[shard * 200_000 : (shard + 1) * 200_000]
+            (folder / f"X/{name}/c/{shard}").write_bytes(encode_shard(part, 100_000, 200_000, codec))
+    return dataset, matrix
+
+
+@pytest.mark.parametrize(
+    "rows", [[0], [599], [0, 599], [199, 200, 201], [100, 100, 3], list(range(150, 460, 9)), range(600)]
+)
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_a_part_of_a_chunk_is_decoded(large, rows, cache_bytes, monkeypatch):
+    monkeypatch.setattr("daodask.gather._CACHE_BYTES", cache_bytes)
+    dataset, matrix = large
+    groups = split([dataset], [600], np.array(rows))
+    expected = matrix[list(rows)]
+    for dtype in ("float32", "float64", "uint16"):
+        found = gather_csr(groups, "X", 2_000, dtype=dtype)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.data, expected.data)
+        np.testing.assert_array_equal(gather_dense(groups, "X", 2_000, dtype=dtype), expected.toarray())
+
+
+#: Positions in a chunk: Blosc's sizes before, of a block, and after; content; the checksum.
+@pytest.mark.parametrize(
+    ("position", "checked"), [(4, True), (8, True), (12, True), (40, True), (-1, True), (4, False), (12, False)]
+)
+@pytest.mark.parametrize("row", [0, 599])
+def test_a_damaged_chunk_never_gives_values(large, tmp_path, position, checked, row):
+    """Also where nothing but the compressor's own header tells, and also where a part is enough."""
+    dataset, _ = large
+    folder = tmp_path / "d"
+    shutil.copytree(dataset.url, folder)
+    shard = row // 400
+    path = folder / f"X/data/c/{shard}"
+    damaged = bytearray(path.read_bytes())
+    spec = open_array(dataset, "X/data").spec
+    assert spec is not None
+    index = np.frombuffer(damaged[-spec.index_bytes : -4], "<u8").reshape(-1, 2)
+    begin, end = int(index[0, 0]), int(index[0].sum())
+    damaged[begin + position if position >= 0 else end + position] ^= 1
+    if not checked:
+        # The checksum is right: it was made of what is wrong.
+        damaged[end - 4 : end] = google_crc32c.value(bytes(damaged[begin : end - 4])).to_bytes(4, "little")
+    path.write_bytes(damaged)
+    group = RowGroup(StoreLocation(os.fspath(folder)), np.array([row]), np.array([0]))
+    for gather in (gather_csr, gather_dense):
+        with pytest.raises(CorruptStoreError, match="chunk"):
+            gather([group], "X", 2_000)
 
 
 @pytest.mark.parametrize("name", ["data", "indices", "indptr"])

@@ -8,6 +8,7 @@ few forms known here has no :class:`ArraySpec`, and is left to zarr-python.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -218,27 +219,44 @@ def shard_key(number: int) -> str:
     return f"c/{number}"
 
 
-def encode_shard(values: AnyArray, chunk_length: int, shard_length: int, codec: Codec) -> bytes:
+def encode_shard(values: AnyArray | Iterator[AnyArray], chunk_length: int, shard_length: int, codec: Codec) -> bytes:
     """Encode a 1-D run of values as one shard (zarr v3 ``sharding_indexed``, index at the end with crc32c).
 
     Parameters
     ----------
     values
-        At most ``shard_length`` values, in the array's stored dtype.
+        At most ``shard_length`` values, in the array's stored dtype. An iterator of arrays that together are the values
+        is taken one by one, so that no more than the encoded shard and one of them is in memory.
     chunk_length, shard_length
         Elements of an inner chunk and of a shard. The last inner chunk is padded with zeros, as zarr chunks are whole.
     codec
         Of each inner chunk.
     """
     index = np.full((shard_length // chunk_length, 2), ABSENT, dtype="<u8")
-    parts: list[bytes] = []
-    offset = 0
-    for number, start in enumerate(range(0, len(values), chunk_length)):
-        chunk = values[start : start + chunk_length]
-        if len(chunk) < chunk_length:
-            chunk = np.concatenate([chunk, np.zeros(chunk_length - len(chunk), dtype=chunk.dtype)])
+    shard = io.BytesIO()
+    for number, chunk in enumerate(_chunks(iter([values]) if isinstance(values, np.ndarray) else values, chunk_length)):
         encoded = codec.encode(chunk)
-        index[number] = offset, len(encoded)
-        parts.append(encoded)
-        offset += len(encoded)
-    return b"".join([*parts, with_checksum(index.tobytes())])
+        index[number] = shard.tell(), len(encoded)
+        shard.write(encoded)
+    shard.write(with_checksum(index.tobytes()))
+    return shard.getvalue()
+
+
+def _chunks(arrays: Iterator[AnyArray], length: int) -> Iterator[AnyArray]:
+    """The arrays' values cut anew, the last chunk filled up with zeros."""
+    rest: list[AnyArray] = []
+    for values in arrays:
+        known = sum(map(len, rest))
+        cut = -known % length if known else 0
+        if known + len(values) < length:
+            rest.append(values)
+            continue
+        if known:
+            yield np.concatenate([*rest, values[:cut]])
+        whole = cut + (len(values) - cut) // length * length
+        for start in range(cut, whole, length):
+            yield values[start : start + length]
+        rest = [values[whole:]]
+    last = np.concatenate(rest) if rest else np.zeros(0)
+    if len(last):
+        yield np.concatenate([last, np.zeros(length - len(last), dtype=last.dtype)])

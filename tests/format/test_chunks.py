@@ -88,6 +88,7 @@ def test_shard_bounds(length: int, shard: int, expected: list[tuple[int, int]]) 
 def test_codecs() -> None:
     assert {name: (c.cname, c.clevel) for name, c in CODECS.items()} == {
         "lz4": ("lz4", 5),
+        "lz4hc": ("lz4hc", 5),
         "zstd": ("zstd", 5),
         "none": ("", 0),
     }

@@ -1,0 +1,127 @@
+"""What compiled loops need and numba does not have: C functions by their addresses, and stores past the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic as _numba_intrinsic
+
+__all__ = ["LANES", "call_crc32c", "call_decompress", "call_getitem", "fence", "stream"]
+
+#: Elements that :func:`stream` writes: at 4 bytes each, the 64 of a cache line.
+LANES: Final = 16
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """A function of compiled code that writes its own instructions; what it is called with there, only numba knows."""
+    return _numba_intrinsic(function)
+
+
+_BYTE_POINTER: Final = ir.IntType(8).as_pointer()
+_INT32: Final = ir.IntType(32)
+_SIZE: Final = ir.IntType(64)
+
+
+def _call(builder: Any, address: Any, result: Any, arguments: list[tuple[Any, Any]]) -> Any:
+    """A call of the C function at an address; integers become pointers where the function takes them."""
+    kinds = [kind for kind, _ in arguments]
+    function = builder.inttoptr(address, ir.FunctionType(result, kinds).as_pointer())
+    values = [builder.inttoptr(v, kind) if kind is _BYTE_POINTER else v for kind, v in arguments]
+    return builder.call(function, values)
+
+
+@intrinsic
+def call_decompress(typingctx: Any, function: Any, source: Any, target: Any, size: Any) -> Any:
+    """``blosc_decompress_ctx(source, target, size, 1)``: bytes written, or no positive number."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, src, dst, n = args
+        one_thread = ir.Constant(_INT32, 1)
+        arguments = [(_BYTE_POINTER, src), (_BYTE_POINTER, dst), (_SIZE, n), (_INT32, one_thread)]
+        return _call(builder, address, _INT32, arguments)
+
+    return types.int32(types.uintp, types.uintp, types.uintp, types.uintp), codegen
+
+
+@intrinsic
+def call_getitem(typingctx: Any, function: Any, source: Any, start: Any, count: Any, target: Any) -> Any:
+    """``blosc_getitem(source, start, count, target)``: bytes written, or no positive number."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, src, start, count, dst = args
+        arguments = [(_BYTE_POINTER, src), (_INT32, start), (_INT32, count), (_BYTE_POINTER, dst)]
+        return _call(builder, address, _INT32, arguments)
+
+    return types.int32(types.uintp, types.uintp, types.int32, types.int32, types.uintp), codegen
+
+
+@intrinsic
+def call_crc32c(typingctx: Any, function: Any, source: Any, size: Any) -> Any:
+    """``crc32c_extend(0, source, size)``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, src, n = args
+        arguments = [(_INT32, ir.Constant(_INT32, 0)), (_BYTE_POINTER, src), (_SIZE, n)]
+        return _call(builder, address, _INT32, arguments)
+
+    return types.uint32(types.uintp, types.uintp, types.uintp), codegen
+
+
+@intrinsic
+def stream(typingctx: Any, out: Any, position: Any, src: Any, start: Any) -> Any:
+    """``out[position : position + LANES] = src[start : start + LANES]``, past the cache.
+
+    An ordinary store first reads the line that it writes to; what is written once, and read much later, is written in
+    half the time without. The address has to be a multiple of the bytes that are written, and a :func:`fence` has to
+    follow before another thread reads them.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, source = (context.make_array(t)(context, builder, a) for t, a in ((out, args[0]), (src, args[2])))
+        kinds = [ir.VectorType(context.get_data_type(t.dtype), LANES) for t in (src, out)]
+        read = builder.bitcast(builder.gep(source.data, [args[3]]), kinds[0].as_pointer())
+        write = builder.bitcast(builder.gep(target.data, [args[1]]), kinds[1].as_pointer())
+        loaded = builder.load(read, align=_width(src.dtype))
+        store = builder.store(
+            _converted(builder, loaded, src.dtype, out.dtype, kinds[1]), write, align=LANES * _width(out.dtype)
+        )
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INT32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(out, types.uintp, src, types.uintp), codegen
+
+
+def _width(kind: Any) -> int:
+    """Bytes of an element."""
+    return max(1, int(kind.bitwidth) // 8)
+
+
+def _converted(builder: Any, values: Any, src: Any, out: Any, kind: Any) -> Any:
+    """Values of one type as those of another, as C converts them."""
+    from_float, to_float = (isinstance(t, types.Float) for t in (src, out))
+    if from_float != to_float:
+        number = src if to_float else out
+        sign = "s" if getattr(number, "signed", False) else "u"
+        return getattr(builder, f"{sign}itofp" if to_float else f"fpto{sign}i")(values, kind)
+    if src.bitwidth == out.bitwidth:
+        return values
+    wider = out.bitwidth > src.bitwidth
+    if from_float:
+        return builder.fpext(values, kind) if wider else builder.fptrunc(values, kind)
+    if wider:
+        return builder.sext(values, kind) if src.signed else builder.zext(values, kind)
+    return builder.trunc(values, kind)
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """What was streamed can be read by any thread from here on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen

@@ -1,0 +1,203 @@
+"""Compiled, and free of the GIL from the first chunk to the last: encoded chunks are checked, decoded and scattered.
+
+Of each chunk only what its rows need is decoded, as far as the compressor cut it into blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from daodask._intrinsics import call_crc32c, call_decompress, call_getitem, fence
+from daodask.kernels import compiled, scatter, scatter_dense
+
+__all__ = ["FINE", "STORED", "decode_chunks", "scatter_chunks", "scatter_dense_chunks"]
+
+#: What :func:`scatter_chunks` returns where every chunk could be decoded, else it is the chunk's position.
+FINE: Final = -1
+#: The codec of chunks that are stored as they are; any other number is Blosc's.
+STORED: Final = 0
+
+_HEADER_BYTES: Final = 16
+_CHECKSUM_BYTES: Final = 4
+#: The crc32c of any bytes that are followed by their own crc32c.
+_CHECKED: Final = np.uint32(0x48674BC7)
+
+
+@compiled
+def _uint32(data: Any, position: int) -> Any:
+    """A little-endian number."""
+    value = np.uint32(0)
+    for k in range(4):
+        value |= np.uint32(data[position + k]) << np.uint32(8 * k)
+    return np.int64(value)
+
+
+@compiled
+def _decode(functions: Any, form: Any, data: Any, begin: int, end: int, first: int, last: int, scratch: Any) -> int:
+    """Decode elements of a chunk, at least ``[first, last)``, into a scratch as long as a chunk.
+
+    Parameters
+    ----------
+    functions
+        Addresses, see :class:`~daodask._foreign.Decoders`.
+    form
+        Whether chunks are compressed, and whether they end with a checksum.
+    data, begin, end
+        Bytes, and where in them the chunk is.
+
+    Returns
+    -------
+    int
+        The element that the scratch begins with, or a negative number where the chunk is not what it should be.
+    """
+    decompress, getitem, crc32c = functions
+    codec, checked = form
+    address = np.uintp(data.ctypes.data) + np.uintp(begin)
+    target = np.uintp(scratch.ctypes.data)
+    whole: Any = np.int64(scratch.nbytes)
+    if checked:
+        if end - begin < _CHECKSUM_BYTES or call_crc32c(crc32c, address, np.uintp(end - begin)) != _CHECKED:
+            return -1
+        end -= _CHECKSUM_BYTES
+    if codec == STORED:
+        if end - begin == whole:
+            scratch.view(np.uint8)[:] = data[begin:end]
+        return 0 if end - begin == whole else -1
+    # The library trusts the sizes in the header, and would write past the end.
+    if end - begin < _HEADER_BYTES or _uint32(data, begin + 4) != whole or _uint32(data, begin + 12) != end - begin:
+        return -1
+    block, width = _uint32(data, begin + 8), np.int64(scratch.itemsize)
+    # A part costs one more copy.
+    if 0 < block < whole and data[begin + 3] == width and _blocks(first, last, width, block) * block < 0.8 * whole:
+        got = call_getitem(getitem, address, np.int32(first), np.int32(last - first), target)
+        return first if got == (last - first) * width else -1
+    return 0 if call_decompress(decompress, address, target, np.uintp(whole)) == whole else -1
+
+
+@compiled
+def _blocks(first: Any, last: Any, width: Any, block: Any) -> Any:
+    """How many blocks have elements of a range."""
+    return (last * width - 1) // block - first * width // block + 1
+
+
+@compiled
+def decode_chunks(functions: Any, form: Any, data: Any, bounds: Any, scratch: Any) -> int:
+    """Decode chunks to nowhere: what the others here cannot be faster than."""
+    for i in range(len(bounds) - 1):
+        if _decode(functions, form, data, bounds[i], bounds[i + 1], 0, len(scratch), scratch) != 0:
+            return i
+    return FINE
+
+
+@compiled
+def scatter_chunks(
+    functions: Any,
+    form: Any,
+    data: Any,
+    bounds: Any,
+    numbers: Any,
+    length: int,
+    rows: Any,
+    scratch: Any,
+    out: Any,
+    past_cache: bool,
+) -> int:
+    """Decode chunks, and copy rows' elements out of each.
+
+    Parameters
+    ----------
+    functions, form
+        See :func:`_decode`.
+    data, bounds, numbers
+        Bytes of all chunks, where each of them begins and ends, and their numbers.
+    length
+        Elements of the array, as the last chunk is padded.
+    rows
+        The ``low``, ``high`` and ``dst`` of :func:`daodask.kernels.scatter`.
+    out, past_cache
+        See there.
+    scratch
+        Of the array's dtype, as long as a chunk.
+
+    Returns
+    -------
+    int
+        :data:`FINE`, or the position of a chunk that can't be decoded.
+    """
+    low, high, dst = rows
+    chunk = len(scratch)
+    bad = FINE
+    for i in range(len(numbers)):
+        start = numbers[i] * chunk
+        stop = min(start + chunk, length)
+        a = np.searchsorted(high, start, side="right")
+        b = np.searchsorted(low, stop, side="left")
+        if a >= b:
+            continue
+        first, last = max(low[a], start) - start, min(high[b - 1], stop) - start
+        offset = _decode(functions, form, data, bounds[i], bounds[i + 1], first, last, scratch)
+        if offset < 0:
+            bad = i
+            break
+        src = scratch[: last - offset]
+        scatter(src, start + offset, low[a:b], high[a:b], dst[a:b], out, past_cache)
+    if past_cache:
+        fence()
+    return bad
+
+
+@compiled
+def scatter_dense_chunks(
+    functions: Any,
+    forms: Any,
+    data: Any,
+    bounds: Any,
+    numbers: Any,
+    length: int,
+    rows: Any,
+    lookup: Any,
+    scratches: Any,
+    row: Any,
+    out: Any,
+) -> tuple[int, int, int]:
+    """Decode pairs of chunks, and put rows' values into a dense array.
+
+    Parameters
+    ----------
+    functions, forms, data, bounds, scratches
+        As of :func:`scatter_chunks`, each a pair: of the columns and of the values.
+    numbers, length
+        As there.
+    rows
+        The ``low``, ``high`` and ``place`` of :func:`daodask.kernels.scatter_dense`.
+    lookup, row, out
+        See there.
+
+    Returns
+    -------
+    tuple
+        Which of the two has a chunk that can't be decoded, and its position, as of :func:`scatter_chunks`; how many
+        rows have columns that there should not be.
+    """
+    low, high, place = rows
+    chunk = len(scratches[0])
+    strange = 0
+    for i in range(len(numbers)):
+        start = numbers[i] * chunk
+        stop = min(start + chunk, length)
+        a = np.searchsorted(high, start, side="right")
+        b = np.searchsorted(low, stop, side="left")
+        if a >= b:
+            continue
+        first, last = max(low[a], start) - start, min(high[b - 1], stop) - start
+        offset = _decode(functions, forms[0], data[0], bounds[0][i], bounds[0][i + 1], first, last, scratches[0])
+        if offset < 0:
+            return 0, i, strange
+        other = _decode(functions, forms[1], data[1], bounds[1][i], bounds[1][i + 1], first, last, scratches[1])
+        if other < 0:
+            return 1, i, strange
+        columns, values = scratches[0][first - offset : last - offset], scratches[1][first - other : last - other]
+        strange += scatter_dense(columns, values, start + first, low[a:b], high[a:b], place[a:b], lookup, row, out)
+    return 0, FINE, strange
