@@ -159,7 +159,7 @@ def scatter_dense_chunks(
     rows: Any,
     lookup: Any,
     scratches: Any,
-    row: Any,
+    found: Any,
     out: Any,
 ) -> tuple[int, int, int]:
     """Decode pairs of chunks, and put rows' values into a dense array.
@@ -172,14 +172,14 @@ def scatter_dense_chunks(
         As there.
     rows
         The ``low``, ``high`` and ``place`` of :func:`daodask.kernels.scatter_dense`.
-    lookup, row, out
+    lookup, found, out
         See there.
 
     Returns
     -------
     tuple
         Which of the two has a chunk that can't be decoded, and its position, as of :func:`scatter_chunks`; how many
-        rows have columns that there should not be.
+        elements are of columns that there should not be.
     """
     low, high, place = rows
     chunk = len(scratches[0])
@@ -199,5 +199,5 @@ def scatter_dense_chunks(
         if other < 0:
             return 1, i, strange
         columns, values = scratches[0][first - offset : last - offset], scratches[1][first - other : last - other]
-        strange += scatter_dense(columns, values, start + first, low[a:b], high[a:b], place[a:b], lookup, row, out)
+        strange += scatter_dense(columns, values, start + first, low[a:b], high[a:b], place[a:b], lookup, found, out)
     return 0, FINE, strange

@@ -37,6 +37,8 @@ _CACHE_BYTES = 32 * 2**20
 _COMPILED = {"": 0, "blosc": 1}
 
 Empty = Callable[[Any, Any], AnyArray]
+#: Whether a column is wanted, and which one it becomes.
+_DenseLookup = tuple[AnyArray, AnyArray]
 #: Bounds among the needed chunks, and among the rows.
 _Cut = tuple[int, int, int, int]
 
@@ -236,28 +238,30 @@ def _scatter_piece(piece: _Piece, path: str, indptr: Int64Array, out: AnyArray) 
     _check_decoded(array, encoded, bad)
 
 
-def _scatter_dense_piece(piece: _Piece, name: str, lookup: AnyArray, out: AnyArray) -> None:
+def _scatter_dense_piece(piece: _Piece, name: str, lookup: _DenseLookup, out: AnyArray) -> None:
     arrays = [open_array(piece.dataset, f"{name}/{what}") for what in ("indices", "data")]
-    row = np.zeros(out.shape[1] + 2, dtype=out.dtype)
+    n_vars = len(lookup[1])
     functions = [_decoders(array) for array in arrays]
     if None in functions:
         from daodask.kernels import scatter_dense
 
         for (first, column), (_, value) in zip(*(_decoded(array, piece) for array in arrays), strict=True):
-            strange = scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, row, out)
-            _check_columns(strange, len(lookup) - 1)
+            found = np.empty(len(column), dtype=np.uint32)
+            strange = scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, found, out)
+            _check_columns(strange, n_vars)
         return
     from daodask.decoding import scatter_dense_chunks
 
     encoded = [array.fetch(piece.chunks) for array in arrays]
     forms, data, bounds, numbers, lengths = zip(*map(_form, arrays, encoded), strict=True)
     scratches = arrays[0].scratch(), arrays[1].scratch()
+    found = np.empty(len(scratches[0]), dtype=np.uint32)
     rows = piece.low, piece.high, piece.place
     which, bad, strange = scatter_dense_chunks(
-        functions[0], forms, data, bounds, numbers[0], lengths[0], rows, lookup, scratches, row, out
+        functions[0], forms, data, bounds, numbers[0], lengths[0], rows, lookup, scratches, found, out
     )
     _check_decoded(arrays[which], encoded[which], bad)
-    _check_columns(strange, len(lookup) - 1)
+    _check_columns(strange, n_vars)
 
 
 def decode_all(array: Array, encoded: Encoded) -> None:
@@ -334,12 +338,11 @@ def _lookup(genes: Int64Array | None, n_vars: int) -> AnyArray:
     return lookup
 
 
-def _dense_lookup(genes: Int64Array | None, n_vars: int) -> AnyArray:
-    """Entry of a row per column, see :func:`daodask.kernels.scatter_dense`; small, so as to stay in cache."""
+def _dense_lookup(genes: Int64Array | None, n_vars: int) -> _DenseLookup:
+    """What :func:`daodask.kernels.scatter_dense` asks of each column; of the smallest types, so as to stay in cache."""
     selected = _lookup(genes, n_vars)
     width = n_vars if genes is None else len(genes)
-    narrow = np.uint16 if width + 2 <= 2**16 else np.uint32
-    return np.append(np.where(selected < 0, width, selected), width + 1).astype(narrow)
+    return np.append(selected >= 0, True).view(np.uint8), selected.astype(np.uint16 if width <= 2**16 else np.uint32)
 
 
 def _chunks_match(dataset: StoreLocation, name: str) -> bool:
