@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
@@ -37,12 +38,15 @@ def open_client(workers: int | None = None, threads: int = 1, scheduler: str | N
     threads
         Threads of each worker.
     scheduler
-        Address of a running cluster to use instead.
+        Address of a running cluster to use instead, or the path of the file (``*.json``) in which its scheduler says
+        where it is (``dask scheduler --scheduler-file``). Certificates for ``tls://`` are those of Dask's
+        configuration: ``distributed.comm.tls.ca-file``, ``….client.cert``, ``….client.key``, or the environment's
+        ``DASK_DISTRIBUTED__COMM__TLS__CA_FILE``, ``…__CLIENT__CERT``, ``…__CLIENT__KEY``.
 
     Raises
     ------
     ClusterError
-        No scheduler answers at the address.
+        No scheduler answers at the address, or not to these certificates.
     """
     if scheduler is not None:
         with _connect(scheduler) as client:
@@ -58,15 +62,37 @@ def open_client(workers: int | None = None, threads: int = 1, scheduler: str | N
 def _connect(scheduler: str) -> Iterator[Client]:
     from distributed import Client
 
+    address = _address(scheduler)
     try:
-        client = Client(scheduler, timeout=_CONNECT_SECONDS)
+        client = Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"expected a Dask scheduler at {scheduler}, none answered in {_CONNECT_SECONDS} s ({error}); give its "
-            f"address as the scheduler prints it, such as tcp://10.0.0.5:8786"
+            f"expected a Dask scheduler at {address}, none answered in {_CONNECT_SECONDS} s ({error}); give its "
+            f"address as the scheduler prints it, such as tcp://10.0.0.5:8786, or tls:// with certificates of the "
+            f"authority that the cluster trusts"
+        ) from error
+    except TypeError as error:  # what distributed raises without certificates
+        raise ClusterError(
+            f"expected certificates for {address} in Dask's configuration ({error}); set distributed.comm.tls.ca-file, "
+            f"distributed.comm.tls.client.cert and distributed.comm.tls.client.key there, or in the environment "
+            f"DASK_DISTRIBUTED__COMM__TLS__CA_FILE and so on"
         ) from error
     with client:
         yield client
+
+
+def _address(scheduler: str) -> str:
+    """An address as it is; of a scheduler file, what it says."""
+    if not scheduler.endswith(".json"):
+        return scheduler
+    try:
+        with open(scheduler, encoding="utf-8") as file:
+            return str(json.load(file)["address"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ClusterError(
+            f"expected a scheduler file at {scheduler}, as `dask scheduler --scheduler-file` writes it "
+            f"({type(error).__name__}: {error}); start the scheduler first"
+        ) from error
 
 
 @contextlib.contextmanager
