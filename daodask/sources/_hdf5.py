@@ -1,21 +1,23 @@
-"""HDF5 as h5ad and 10x files use it: opening, errors that say which file, and compressed sparse groups."""
+"""HDF5 as h5ad, loom and 10x files use it: opening, errors that say which file, and what is really stored."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from typing import Final
 
 import h5py
-import numpy as np
-import scipy.sparse as sp
 
 from daodask.errors import SourceError
-from daodask.sources._matrix import as_csr, plain_numbers
+from daodask.sources import _guard
 from daodask.storage import StoreLocation
-from daodask.types import CSR, AnyArray, Int64Array
 
-_CACHED_BLOCK = 2 * 2**20
+__all__ = ["check_stored", "is_stored", "open_hdf5", "reading"]
+
+_CACHED_BLOCK: Final = 2 * 2**20
+#: What h5py raises on damage: of its own accord, and where strings, types or attributes are not what they should be.
+_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, OverflowError)
+#: More than deflate, which reaches 1032, or lzf can pack into a byte; a file has headers, too.
+_MOST_PACKED: Final = 4096
 
 
 def open_hdf5(location: StoreLocation) -> h5py.File:
@@ -36,76 +38,27 @@ def open_hdf5(location: StoreLocation) -> h5py.File:
         return h5py.File(file, "r")
 
 
-@contextlib.contextmanager
-def reading(location: StoreLocation, what: str) -> Iterator[None]:
+def reading(location: StoreLocation, what: str) -> AbstractContextManager[None]:
     """Turn what h5py raises on damaged or foreign files into an error that names the file and the part."""
-    try:
-        yield
-    except (ConnectionError, TimeoutError):
-        raise  # The network's fault, not the file's: whoever retries must be able to tell.
-    except (OSError, KeyError, RuntimeError) as error:
-        reason = error.args[-1] if error.args else type(error).__name__
-        raise SourceError(
-            f"expected a whole HDF5 file at {location}, but {what} can't be read: {reason}; "
-            "check that it is one, that its transfer was completed and that nobody is still writing it"
-        ) from error
+    return _guard.reading(location, what, "HDF5 file", _ERRORS)
 
 
-@dataclass(frozen=True, slots=True)
-class CompressedGroup:
-    """A compressed sparse matrix in an HDF5 group, by its major axis (rows of CSR, columns of CSC).
+def is_stored(array: h5py.Dataset) -> bool:
+    """Whether an array takes as much space as its length needs at least: what was never written reads as zeros."""
+    return bool(array.nbytes <= _MOST_PACKED * (array.id.get_storage_size() + _MOST_PACKED))
 
-    Parameters
-    ----------
-    group
-        The group with ``data``, ``indices`` and ``indptr``.
-    major, minor
-        The declared length of each axis.
-    where
-        The file, for messages.
+
+def check_stored(location: StoreLocation, *arrays: h5py.Dataset) -> None:
+    """Refuse arrays that will be read whole and declare more than the file can hold.
+
+    Raises
+    ------
+    SourceError
+        One does.
     """
-
-    group: h5py.Group
-    major: int
-    minor: int
-    where: StoreLocation
-
-    def read(self, start: int, stop: int) -> CSR:
-        """Rows ``[start, stop)`` of the major axis as CSR, checked against the declared shape (computes)."""
-        with reading(self.where, f"{self.group.name} rows {start} to {stop}"):
-            indptr = self._offsets(start, stop)
-            first, last = int(indptr[0]), int(indptr[-1])
-            data = plain_numbers(self.group["data"][first:last])
-            indices = self.group["indices"][first:last]
-        self._check_indices(indices, start, stop)
-        return sp.csr_matrix((data, indices, indptr - first), shape=(stop - start, self.minor))
-
-    def read_transposed(self) -> CSR:
-        """The whole matrix with its axes swapped: CSC in the file, CSR in memory (computes)."""
-        return as_csr(self.read(0, self.major).T)
-
-    def _offsets(self, start: int, stop: int) -> Int64Array:
-        """The part of ``indptr`` that bounds the rows. The blocks of a matrix together check all of it."""
-        lengths = {name: self.group[name].shape[0] for name in ("data", "indices", "indptr")}
-        if lengths["indptr"] != self.major + 1:
-            raise self._corrupt(f"{self.major + 1} offsets in indptr", f"{lengths['indptr']}")
-        if lengths["data"] != lengths["indices"]:
-            raise self._corrupt("as many data as indices", f"{lengths['data']} and {lengths['indices']}")
-        ends = [int(self.group["indptr"][i]) for i in (0, self.major)]
-        if ends != [0, lengths["data"]]:
-            raise self._corrupt(f"indptr from 0 to {lengths['data']}", f"{ends[0]} to {ends[1]}")
-        indptr: Int64Array = self.group["indptr"][start : stop + 1].astype(np.int64)
-        if np.any(np.diff(indptr) < 0) or indptr[0] < 0 or indptr[-1] > lengths["data"]:
-            raise self._corrupt("an indptr that never decreases", f"one that does within rows {start} to {stop}")
-        return indptr
-
-    def _check_indices(self, indices: AnyArray, start: int, stop: int) -> None:
-        if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= self.minor):
-            found = f"{indices.min()} to {indices.max()} within rows {start} to {stop}"
-            raise self._corrupt(f"indices within 0 and {self.minor - 1}", found)
-
-    def _corrupt(self, expected: str, got: str) -> SourceError:
-        return SourceError(
-            f"expected {expected} in {self.group.name} of {self.where}, got {got}; "
-            "the file is damaged: write or download it again"
-        )
+    for array in arrays:
+        if not is_stored(array):
+            raise SourceError(
+                f"expected {array.shape} values in {array.name} of {location}, as declared, "
+                f"got {array.id.get_storage_size()} bytes; the file is damaged: write or download it again"
+            )

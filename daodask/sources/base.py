@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ import pandas as pd
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray
 
-__all__ = ["Fingerprint", "Source", "SourceAddress"]
+__all__ = ["Coordinates", "Fingerprint", "PartedSource", "Parts", "Source", "SourceAddress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,22 @@ class Fingerprint:
 class SourceAddress:
     """Where a study is and how to read it: what travels to the workers.
 
-    ``format`` is one of the registered formats, never empty: whoever makes an address has resolved it.
+    Parameters
+    ----------
+    location
+        Of its file or directory.
+    format
+        One of the known formats, never empty: whoever makes an address has resolved it.
+    options
+        What the format is opened with, as sorted pairs of names and plain values.
+    download
+        Whether each worker first makes a copy of its own, and reads that.
     """
 
     location: StoreLocation
     format: str
+    options: tuple[tuple[str, Any], ...] = ()
+    download: bool = False
 
 
 @runtime_checkable
@@ -100,4 +111,59 @@ class Source(Protocol):
 
     def fingerprint(self, known: Fingerprint | None = None) -> Fingerprint:
         """Identity of the content; ``known`` is returned as it is where size and stamp are still the same."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How a matrix that has no row ranges is read: in this many parts, each of a bounded number of values.
+
+    Parameters
+    ----------
+    number
+        Of parts.
+    dtype
+        Of the values of every part.
+    sequential
+        Whether a part is only found by reading all before it, as in a compressed text: one task then reads them all.
+    """
+
+    number: int
+    dtype: str
+    sequential: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coordinates:
+    """Values of a matrix in any order, each with the row (cell) and column (gene) that it is at; integers both."""
+
+    rows: AnyArray
+    columns: AnyArray
+    values: AnyArray
+
+
+@runtime_checkable
+class PartedSource(Source, Protocol):
+    """A source of which some matrices have no row ranges: compressed by columns, or a text of coordinates.
+
+    A build transposes such a matrix through scratch space: it reads every part once and never asks for its rows, so
+    that its memory is that of a part. ``read_matrix`` must still answer, at the cost of reading all parts.
+    """
+
+    def matrix_parts(self, matrix: str) -> Parts | None:
+        """How the matrix is cut into parts; ``None`` where ``read_matrix`` reads a range of rows at the range's cost.
+
+        A part holds about :data:`~daodask.sources._parts.PART_VALUES` values. What fits one part is best kept and
+        answered by ``read_matrix``.
+        """
+        ...
+
+    def read_parts(self, matrix: str, start: int, stop: int) -> Iterator[Coordinates]:
+        """Parts ``[start, stop)`` one after another (computes each as it is taken).
+
+        Raises
+        ------
+        SourceError
+            The content does not fit its declared shape.
+        """
         ...

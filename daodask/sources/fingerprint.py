@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import scipy.sparse as sp
 
 from daodask.errors import SourceError
 from daodask.sources.base import Fingerprint
+from daodask.sources.download import origin_of
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray
 
@@ -22,6 +24,10 @@ __all__ = ["fingerprint_arrays", "fingerprint_location", "stamp_location"]
 # Of the content, as object stores and servers call it; and, where none of these is given, of the time.
 _CONTENT = ("md5hash", "crc32c", "etag", "content_md5")
 _TIME = ("mtime", "lastmodified", "last_modified", "last-modified", "updated", "created")
+
+#: Bytes of a file that one thread takes, a multiple of those that are read at a time.
+_PART: Final = 2**26
+_PIECE: Final = 2**20
 
 _COMPRESSED = ("data", "indices", "indptr")
 
@@ -48,6 +54,8 @@ def fingerprint_location(location: StoreLocation, known: Fingerprint | None = No
 
     Parameters
     ----------
+    location
+        Of the study. Of a worker's copy it is the original that is looked at.
     known
         An earlier fingerprint: it is returned, and nothing is read, where size and stamp are still the same.
 
@@ -56,6 +64,7 @@ def fingerprint_location(location: StoreLocation, known: Fingerprint | None = No
     SourceError
         Nothing is there.
     """
+    location = origin_of(location)
     files = [_stamped(location, file) for file in _files(location)]
     size, stamp = sum(file.size for file in files), _combine_stamps(files)
     if known is not None and (known.size, known.stamp) == (size, stamp):
@@ -143,10 +152,24 @@ def _hash_lines(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _digest_file(location: StoreLocation, path: str) -> str:
+    """SHA-256 of the content; of a large local file, that of the digests of its parts, which threads take at once."""
+    if location.is_local and (size := os.path.getsize(path)) > _PART:
+        starts = range(0, size, _PART)
+        with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
+            return _hash_lines((digest,) for digest in pool.map(lambda start: _digest_part(path, start), starts))
     digest = hashlib.sha256()
     with location.fs.open(path, "rb") as file:
-        while piece := file.read(2**20):
+        while piece := file.read(_PIECE):
             digest.update(piece)
+    return digest.hexdigest()
+
+
+def _digest_part(path: str, start: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(start)
+        for _ in range(_PART // _PIECE):
+            digest.update(file.read(_PIECE))
     return digest.hexdigest()
 
 

@@ -31,6 +31,20 @@ def test_a_local_file(tmp_path: Path) -> None:
     assert stamp_location(location) == found.stamp
 
 
+def test_parts_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daodask.sources.fingerprint._PART", 8)
+    monkeypatch.setattr("daodask.sources.fingerprint._PIECE", 4)
+    contents = [b"abcdefgh", b"abcdefghi", b"abcdefgi" + b"abcdefgh", b"abcdefgh" + b"abcdefgi", b"i" * 23, b"i" * 24]
+    found = []
+    for number, content in enumerate(contents):
+        (tmp_path / str(number)).write_bytes(content)
+        found.append(fingerprint_location(StoreLocation.parse(tmp_path / str(number))).digest)
+    assert found[0] == hashlib.sha256(b"abcdefgh").hexdigest()
+    parts = [hashlib.sha256(part).hexdigest() for part in (b"abcdefgh", b"i")]
+    assert found[1] == hashlib.sha256("\n".join(repr((part,)) for part in parts).encode()).hexdigest()
+    assert len(set(found)) == len(contents)
+
+
 def test_a_known_one_is_returned_unread_while_size_and_stamp_are_the_same(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")

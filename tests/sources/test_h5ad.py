@@ -17,6 +17,7 @@ import pytest
 import scipy.sparse as sp
 
 from daodask.errors import SourceError
+from daodask.sources import _dense
 from daodask.sources.base import Source
 from daodask.sources.h5ad import H5adSource
 from daodask.storage import StoreLocation
@@ -109,6 +110,28 @@ def test_each_encoding_and_compression(tmp_path: Path, encode: Callable[[Any], A
     np.testing.assert_array_equal(np.vstack(blocks), COUNTS)
 
 
+@pytest.mark.parametrize("dtype", ["i8", "u2", "f8", "f4"])
+@pytest.mark.parametrize("encode", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+@pytest.mark.parametrize("matrix", ["X", "raw", "layers/counts"])
+def test_each_matrix_in_each_encoding_and_type(
+    tmp_path: Path, matrix: str, encode: Callable[[Any], Any], dtype: str
+) -> None:
+    values = COUNTS.astype(dtype)
+    # What the type has beyond others.
+    values[0, 1] = {"i8": 2**60 + 1, "u2": 65535, "f8": 2**-40, "f4": 2**-20}[dtype]
+    adata = anndata.AnnData(np.zeros((4, 3), dtype=np.float32))
+    if matrix == "X":
+        adata.X = encode(values)
+    elif matrix == "raw":
+        adata.raw = anndata.AnnData(encode(values), var=pd.DataFrame(index=list("abc")))
+    else:
+        adata.layers["counts"] = encode(values)
+    adata.write_h5ad(tmp_path / "study.h5ad")
+    rows = opened(tmp_path / "study.h5ad").read_matrix(matrix, 0, 3)
+    assert rows.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(rows.toarray(), values[:3])
+
+
 @pytest.mark.parametrize(
     ("stored", "expected"),
     [("<f2", "f4"), (">f4", "f4"), (">i8", "i8"), ("u2", "u2"), ("u1", "u1"), ("?", "?"), ("f8", "f8")],
@@ -141,6 +164,96 @@ def test_a_block_reads_its_own_part_of_the_file_only(path: Path) -> None:
         source.read_matrix("X", 3, 4)
 
 
+def declared(name: str, shape: tuple[int, ...], dtype: str = "i4") -> Callable[[h5py.File], None]:
+    """An array of any length of which nothing is stored, with the attributes that were there."""
+
+    def edit(file: h5py.File) -> None:
+        attributes = dict(file[name].attrs)
+        del file[name]
+        kind = h5py.string_dtype() if dtype == "str" else dtype
+        file.create_dataset(name, shape=shape, dtype=kind, chunks=tuple(min(n, 1000) for n in shape))
+        file[name].attrs.update(attributes)
+
+    return edit
+
+
+def attribute(name: str, key: str, value: Any) -> Callable[[h5py.File], None]:
+    return lambda file: file[name].attrs.__setitem__(key, value)
+
+
+HUGE = 10**12
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            attribute("X", "shape", [HUGE, 3]),
+            r"the 4 cells of obs and the 3 genes of its var .*, got shape \(1000000000000, 3\)",
+        ),
+        (
+            declared("layers/counts", (HUGE, 3)),
+            r"expected layers/counts to have the 4 cells .*got shape \(1000000000000, 3\)",
+        ),
+        (
+            declared("obs/_index", (HUGE,), "str"),
+            "the names of 1000000000000 rows in /obs, as declared .* got next to none",
+        ),
+        (
+            declared("var/_index", (HUGE,), "str"),
+            "the names of 1000000000000 rows in /var, as declared .* got next to none",
+        ),
+        (declared("obs/depth", (HUGE,)), r"4 values in /obs/depth, as there are rows .* got \(1000000000000,\)"),
+        (declared("X/indptr", (HUGE,)), "expected 5 offsets in indptr in /X of .*, got 1000000000000"),
+        (declared("X/data", (HUGE,)), "expected as many data as indices in /X of .*, got 1000000000000 and 4"),
+        (
+            declared("obsm/X_pca", (HUGE, 2), "f4"),
+            "expected 4 rows in /obsm/X_pca, as there are cells .*got 1000000000000",
+        ),
+        (
+            attribute("obs/depth", "encoding-type", "enigma"),
+            "expected /obs of .* in encodings that anndata reads.*enigma",
+        ),
+        (attribute("obs", "encoding-version", "9.9.9"), "expected /obs of .* in encodings that anndata reads.*9.9.9"),
+        (
+            replaced("X/indptr", [0, 4, 4, 4, 4]),
+            "expected at most 3 values in a row in /X of .*, got 4 within rows 0 to 4",
+        ),
+        (replaced("X/indices", [1.0, 0.0, 1.0, 2.0]), "expected whole numbers as indices in /X"),
+        (lambda file: file["obs"].__delitem__("_index"), "but /obs can't be read"),
+    ],
+)
+def test_what_a_file_can_not_hold_is_refused_before_it_is_read(
+    path: Path, edit: Callable[[h5py.File], Any], message: str
+) -> None:
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    with pytest.raises(SourceError, match=message) as caught:
+        read_all(path)
+    assert "study.h5ad" in str(caught.value)
+
+
+def read_all(path: Path) -> None:
+    source = opened(path)
+    source.obs()
+    for matrix in source.matrix_names:
+        source.var(matrix)
+        source.read_matrix(matrix, 0, source.n_obs)
+    for name in source.obsm_names:
+        source.read_obsm(name, 0, source.n_obs)
+
+
+def test_a_lack_of_memory_names_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any) -> None:
+        raise MemoryError("Unable to allocate 7 EiB")
+
+    monkeypatch.setattr(_dense, "dense_rows", too_large)
+    with pytest.raises(
+        SourceError, match=r"expected /layers/counts rows 0 to 4 of .*study\.h5ad to fit into memory.*7 EiB"
+    ):
+        opened(path).read_matrix("layers/counts", 0, 4)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -156,7 +269,7 @@ def test_a_block_reads_its_own_part_of_the_file_only(path: Path) -> None:
         (lambda file: file["X"].attrs.__delitem__("shape"), r"got shape \(\)"),
         (lambda file: file["X"].attrs.__setitem__("encoding-type", "coo"), "as csr, csc or dense, got coo"),
         (replaced("X", COUNTS[:3]), r"the 4 cells of obs .* got shape \(3, 3\)"),
-        (replaced("X", COUNTS.astype("S")), "expected a matrix of numbers"),
+        (replaced("X", COUNTS.astype("S")), "expected X of .* to be a matrix of numbers, got values of type .S"),
     ],
 )
 def test_a_matrix_that_contradicts_itself_is_refused(
@@ -231,7 +344,7 @@ def test_a_text_file(tmp_path: Path) -> None:
 def test_hdf5_that_is_no_h5ad(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5ad", "w") as file:
         file["matrix"] = 1
-    with pytest.raises(SourceError, match=r"expected an h5ad file with obs and var .*\['matrix'\].* format: 10x"):
+    with pytest.raises(SourceError, match=r"expected an AnnData with obs and var .*\['matrix'\].* format: 10x"):
         opened(tmp_path / "other.h5ad")
 
 

@@ -14,19 +14,22 @@ from pandas.testing import assert_frame_equal
 
 from daodask.sources import detect_format, open_source
 from daodask.sources.base import Source, SourceAddress
+from daodask.sources.h5ad import H5adSource
 from daodask.storage import StoreLocation
 
+# Name, cells, genes of X and of raw, matrices, columns of obs, dense arrays per cell.
+_REDUCED = ("X_pca", "X_umap")
 FORMATS = [
-    "10x_pbmc68k_reduced.2018.h5ad",
-    "10x_pbmc68k_reduced.current.h5ad",
-    "10x_pbmc68k_reduced.v0.5.h5ad",
-    "anndata_v0.7.0.h5ad",
-    "anndata_v0.7.8.h5ad",
-    "pbmc-small-x-csc.1a47f8.h5ad",
-    "pbmc-small-x-csr.50cb4e.h5ad",
-    "pbmc-small-x-dense.1e5540.h5ad",
-    "pbmc-small.1e912f.h5ad",
-    "pbmc-small.842fc1.h5ad",
+    ("10x_pbmc68k_reduced.2018.h5ad", 724, 221, 2956, ("X", "raw"), 5, _REDUCED),
+    ("10x_pbmc68k_reduced.current.h5ad", 700, 765, 765, ("X", "raw"), 8, _REDUCED),
+    ("10x_pbmc68k_reduced.v0.5.h5ad", 700, 765, 765, ("X", "raw"), 8, _REDUCED),
+    ("anndata_v0.7.0.h5ad", 30, 20, 40, ("X", "raw", "layers/array", "layers/sparse"), 5, ("array",)),
+    ("anndata_v0.7.8.h5ad", 30, 20, 40, ("X", "raw", "layers/array", "layers/sparse"), 5, ("array",)),
+    ("pbmc-small-x-csc.1a47f8.h5ad", 80, 20, 0, ("X",), 7, ()),
+    ("pbmc-small-x-csr.50cb4e.h5ad", 80, 20, 0, ("X",), 7, ()),
+    ("pbmc-small-x-dense.1e5540.h5ad", 80, 20, 0, ("X",), 7, ()),
+    ("pbmc-small.1e912f.h5ad", 80, 20, 230, ("X", "raw"), 7, ("X_pca", "X_tsne")),
+    ("pbmc-small.842fc1.h5ad", 80, 20, 230, ("X", "raw"), 7, ("X_pca", "X_tsne")),
 ]
 # Name, cells, genes of the matrix, the matrix that has counts, their total, and the first cell and gene.
 STUDIES = [
@@ -75,17 +78,32 @@ def assert_reads_like(source: Source, oracle: anndata.AnnData, size: int) -> Non
     assert set(source.obsm_names) == {name for name, array in oracle.obsm.items() if isinstance(array, np.ndarray)}
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name, *_ in FORMATS])
 @pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning", "ignore:Moving element:FutureWarning")
 def test_every_encoding(data: Path, name: str) -> None:
     oracle = anndata.read_h5ad(data / "formats" / name)
     assert_reads_like(opened(data / "formats" / name), oracle, size=37)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_old_encodings_are_read_without_a_warning(data: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "n_obs", "n_vars", "n_raw", "matrices", "n_columns", "obsm"), FORMATS)
+def test_what_old_encodings_hold_is_read_without_a_warning(
+    data: Path,
+    name: str,
+    n_obs: int,
+    n_vars: int,
+    n_raw: int,
+    matrices: tuple[str, ...],
+    n_columns: int,
+    obsm: tuple[str, ...],
+) -> None:
     source = opened(data / "formats" / name)
-    assert len(source.obs()) == source.n_obs
+    assert isinstance(source, H5adSource)
+    assert (source.n_obs, source.matrix_names, source.obsm_names) == (n_obs, matrices, obsm)
+    assert source.obs().shape == (n_obs, n_columns)
+    for matrix in matrices:
+        width = n_raw if matrix == "raw" else n_vars
+        assert len(source.var(matrix)) == width
+        assert source.read_matrix(matrix, 0, n_obs).shape == (n_obs, width)
     assert all(isinstance(value, str | int | float | bool) for value in source.uns().values())
 
 

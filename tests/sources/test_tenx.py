@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+import daodask
 from daodask.errors import SourceError
 from daodask.sources.base import Source
 from daodask.sources.tenx import MtxSource, TenxSource
@@ -93,7 +94,7 @@ def test_version_3_takes_the_genes_of_all_features(v3: Path) -> None:
     assert source.n_obs == 3
     assert source.var("X").index.tolist() == ["ENSG1", "ENSG2"]
     assert source.var("X").to_dict("list") == {"symbol": ["NA", "B"], "feature_type": ["Gene Expression"] * 2}
-    assert source.uns() == {"genome": "GRCh38"}
+    assert source.uns() == {"genome": "GRCh38", "antibody_capture": ["CD3"]}
     assert source.read_matrix("X", 0, 3).toarray().tolist() == COUNTS[:, :2].tolist()
 
 
@@ -105,6 +106,66 @@ def test_mtx_takes_the_genes_of_all_features(mtx: Path) -> None:
     assert source.var("X").to_dict("list") == {"symbol": ["NA", "B"], "feature_type": ["Gene Expression"] * 2}
     assert source.read_matrix("X", 0, 3).toarray().tolist() == COUNTS[:, :2].tolist()
     assert source.read_matrix("X", 2, 3).toarray().tolist() == [[1, 0]]
+
+
+def sources(v3: Path, mtx: Path, **options: str) -> list[TenxSource | MtxSource]:
+    return [TenxSource(StoreLocation.parse(v3), **options), MtxSource(StoreLocation.parse(mtx), **options)]
+
+
+def test_other_features_are_arrays_per_cell(v3: Path, mtx: Path) -> None:
+    for source in sources(v3, mtx):
+        assert source.obsm_names == ("antibody_capture",)
+        assert source.read_obsm("antibody_capture", 0, 3).tolist() == [[7], [0], [3]]
+        assert source.read_obsm("antibody_capture", 2, 3).tolist() == [[3]]
+        assert source.uns()["antibody_capture"] == ["CD3"]
+        copy = pickle.loads(pickle.dumps(source))  # noqa: S301
+        assert copy.read_obsm("antibody_capture", 0, 1).tolist() == [[7]]
+
+
+def test_other_features_are_dropped_or_refused_where_that_is_said(v3: Path, mtx: Path) -> None:
+    for source in sources(v3, mtx, other_features="drop"):
+        assert source.obsm_names == ()
+        assert "antibody_capture" not in source.uns()
+        assert source.read_matrix("X", 0, 3).toarray().tolist() == COUNTS[:, :2].tolist()
+        with pytest.raises(SourceError, match="which has none"):
+            source.read_obsm("antibody_capture", 0, 1)
+    for path, opener in ((v3, TenxSource), (mtx, MtxSource)):
+        with pytest.raises(SourceError, match=r"expected genes alone at .*, got 1 of 'Antibody Capture'; say"):
+            opener(StoreLocation.parse(path), other_features="refuse")
+        with pytest.raises(SourceError, match="expected other_features to be one of obsm, drop, refuse, got 'keep'"):
+            opener(StoreLocation.parse(path), other_features="keep")
+
+
+def test_a_study_of_genes_alone_is_not_refused(v2: Path) -> None:
+    assert TenxSource(StoreLocation.parse(v2), other_features="refuse").obsm_names == ()
+
+
+def test_features_that_are_too_many_for_a_dense_array(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "multiome.h5", "w") as file:
+        group = file.create_group("matrix")
+        write_matrix(group)
+        del group["shape"]
+        group["shape"] = [9000, 3]
+        group["features/id"] = np.array(["ENSG1", *(f"chr1:{i}" for i in range(8999))], dtype="S")
+        group["features/name"] = group["features/id"]
+        kinds = ["Gene Expression", *["CRISPR Guide Capture"] * 600, *["Peaks"] * 8399]
+        group["features/feature_type"] = np.array(kinds, dtype="S")
+    source = tenx(tmp_path / "multiome.h5")
+    assert source.obsm_names == ("crispr_guide_capture",)
+    assert source.read_obsm("crispr_guide_capture", 0, 3).shape == (3, 600)
+    assert source.uns() == {}
+
+
+def test_a_build_chooses_other_features_by_pattern(v3: Path, tmp_path: Path) -> None:
+    study = {"id": "a", "source": v3, "obsm": ["antibody*"]}
+    spec = {"features": {"name": "g", "reference": "union"}, "studies": [study]}
+    assert daodask.build_store(spec, tmp_path / "store").ok
+    adata = daodask.open_store(tmp_path / "store").to_anndata()
+    assert adata.obsm["antibody_capture"].tolist() == [[7], [0], [3]]
+    assert adata.X.toarray().tolist() == COUNTS[:, :2].tolist()
+    study["options"] = {"other_features": "refuse"}
+    report = daodask.build_store(spec, tmp_path / "other")
+    assert "expected genes alone at" in report.studies[0].reason
 
 
 def test_mtx_of_version_2_has_genes_without_types(mtx: Path) -> None:
@@ -138,7 +199,7 @@ def test_pickled(v3: Path, mtx: Path) -> None:
 def test_only_x(v3: Path) -> None:
     with pytest.raises(SourceError, match=r"expected a matrix 'raw' in .*, which has 'X'"):
         tenx(v3).read_matrix("raw", 0, 1)
-    with pytest.raises(SourceError, match=r"in obsm named 'X_pca' in .*, which has none"):
+    with pytest.raises(SourceError, match=r"in obsm named 'X_pca' in .*, which has 'antibody_capture'"):
         tenx(v3).read_obsm("X_pca", 0, 1)
     with pytest.raises(SourceError, match="expected row bounds within 0 and 3"):
         tenx(v3).read_matrix("X", 0, 4)
@@ -165,6 +226,9 @@ def test_other_hdf5_is_refused(tmp_path: Path) -> None:
         ("barcodes", ["a"], "a matrix of 3 features x 1 barcodes"),
         ("indptr", [0, 2, 4], "expected 4 offsets in indptr"),
         ("indices", [1, 2, 0, 3], "expected indices within 0 and 2"),
+        ("indptr", [0, 4, 4, 4], "expected at most 3 values in a row in /matrix of .*, got 4"),
+        ("indptr", [0, 3, 2, 4], "expected an indptr that never decreases"),
+        ("data", [1.0, 2.0], "expected as many data as indices"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(v3: Path, name: str, values: list[object], message: str) -> None:

@@ -1,0 +1,120 @@
+"""Elements of HDF5 arrays read past the library's lock, so that threads read and decompress side by side.
+
+HDF5 lets one thread of a process in at a time, decompression included. Where an array is one-dimensional, in a local
+file, of plain numbers and in chunks that are plain or deflated, HDF5 is only asked where chunks lie; the bytes are read
+and decompressed here. Everything else is left to h5py.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from typing import Any, Final
+
+import h5py
+import numpy as np
+
+from daodask.types import AnyArray
+
+__all__ = ["read_elements"]
+
+_DEFLATE: Final = h5py.h5z.FILTER_DEFLATE
+_SHUFFLE: Final = h5py.h5z.FILTER_SHUFFLE
+#: Chunks smaller than this cost more to ask for than to have read by HDF5.
+_SMALLEST_CHUNK: Final = 2**14
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Where a chunk is in the file, and the filters that it was not put through, as a mask."""
+
+    offset: int
+    size: int
+    skipped: int
+
+
+def read_elements(array: Any, start: int, stop: int) -> AnyArray:
+    """Elements ``[start, stop)`` of a 1-D array of h5py (computes).
+
+    Raises
+    ------
+    OSError
+        A chunk is not in the file, or does not decompress to what it should be.
+    """
+    filters = _known_filters(array)
+    if filters is None or stop <= start:
+        values: AnyArray = array[start:stop]
+        return values
+    # HDF5's own descriptor: a path may meanwhile lead to another file.
+    descriptor = array.file.id.get_vfd_handle()
+    out = np.empty(stop - start, dtype=array.dtype)
+    length = array.chunks[0]
+    for first in range(start // length * length, stop, length):
+        low, high = max(start, first), min(stop, first + length)
+        target = out[low - start : high - start]
+        chunk = _locate(array, first)
+        if chunk is None:  # never written: it has what it is filled with
+            target[:] = array[low:high]
+        elif len(target) == length:
+            _read_chunk(descriptor, chunk, filters, target)
+        else:
+            whole = np.empty(length, dtype=array.dtype)
+            _read_chunk(descriptor, chunk, filters, whole)
+            target[:] = whole[low - first : high - first]
+    return out
+
+
+def _known_filters(array: Any) -> tuple[int, ...] | None:
+    """The filters of chunks, ``None`` where an array is best left to HDF5."""
+    if not isinstance(array, h5py.Dataset) or array.chunks is None or len(array.shape) != 1 or array.is_virtual:
+        return None
+    if array.file.driver != "sec2" or array.file.userblock_size or array.dtype.kind not in "iuf":
+        return None
+    if array.chunks[0] * array.dtype.itemsize < _SMALLEST_CHUNK:
+        return None
+    properties = array.id.get_create_plist()
+    filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
+    return filters if filters in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE)) else None
+
+
+def _locate(array: h5py.Dataset, element: int) -> _Chunk | None:
+    """The chunk that begins with an element; ``None`` where it was never written."""
+    info = array.id.get_chunk_info_by_coord((element,))
+    if info.byte_offset is None:
+        return None
+    return _Chunk(info.byte_offset, info.size, info.filter_mask)
+
+
+def _read_chunk(descriptor: int, chunk: _Chunk, filters: tuple[int, ...], out: AnyArray) -> None:
+    """Read one chunk into ``out``, a whole chunk of the array's dtype."""
+    applied = [f for i, f in enumerate(filters) if not chunk.skipped >> i & 1]
+    target = out.view(np.uint8)
+    if not applied:
+        _check(chunk.size == target.nbytes and _fill(descriptor, target, chunk.offset), chunk)
+        return
+    packed = np.empty(chunk.size, dtype=np.uint8)
+    _check(_fill(descriptor, packed, chunk.offset), chunk)
+    plain = packed
+    if _DEFLATE in applied:
+        try:
+            plain = np.frombuffer(zlib.decompress(packed.data, bufsize=target.nbytes), dtype=np.uint8)
+        except zlib.error as error:
+            raise OSError(f"a chunk can't be decompressed: {error}") from error
+    _check(plain.nbytes == target.nbytes, chunk)
+    if _SHUFFLE in applied:
+        # First all first bytes of the elements, then all second ones, and so on.
+        for byte, plane in enumerate(plain.reshape(out.itemsize, -1)):
+            target[byte :: out.itemsize] = plane
+    else:
+        target[:] = plain
+
+
+def _fill(descriptor: int, out: AnyArray, offset: int) -> bool:
+    """Whether there were bytes in the file for all of it."""
+    return os.preadv(descriptor, [out.data], offset) == len(out)
+
+
+def _check(good: bool, chunk: _Chunk) -> None:
+    if not good:
+        raise OSError(f"expected a whole chunk at byte {chunk.offset}, got less or more")
