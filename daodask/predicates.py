@@ -19,7 +19,7 @@ import pandas as pd
 
 from daodask.errors import SelectionError
 from daodask.format.manifest import ColumnSummary
-from daodask.types import BoolArray, Label
+from daodask.types import BoolArray, Label, LabelSet
 
 __all__ = ["All", "Compare", "IsIn", "Not", "Predicate", "Some", "is_in", "parse_query"]
 
@@ -43,10 +43,11 @@ class Predicate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class IsIn:
-    """The column's value is one of ``values``."""
+    """The column's value is one of ``values``; ``strict`` where the store should have each of them."""
 
     column: str
     values: tuple[Label, ...]
+    strict: bool = True
 
     @property
     def columns(self) -> frozenset[str]:
@@ -196,11 +197,14 @@ class Some:
 
 
 def is_in(column: str, value: object) -> IsIn:
-    """Equality with one label, or membership in a list, set, array or index of labels."""
+    """Equality with one label, or membership in a list, set, array or index of labels.
+
+    A :class:`~daodask.types.LabelSet` may hold labels that the store lacks.
+    """
     if isinstance(value, str | int | float | bool | np.generic):
         return IsIn(column, (_label(value),))
     if isinstance(value, Collection) and not isinstance(value, Mapping | bytes):
-        return IsIn(column, tuple(_label(v) for v in value))
+        return IsIn(column, tuple(_label(v) for v in value), strict=not isinstance(value, LabelSet))
     raise SelectionError(f"{column}: expected a label, a number or a list of them, got {value!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,3 +20,18 @@ CSR: TypeAlias = sp.csr_matrix
 
 #: What JSON can hold, as far as uns facts and labels are concerned.
 Label: TypeAlias = str | int | float | bool
+
+
+class LabelSet(frozenset[str]):
+    """Labels of which a store need not have all, such as the terms below one of an ontology."""
+
+    __slots__ = ()
+
+    def __or__(self, other: AbstractSet[Any]) -> LabelSet:
+        return LabelSet(frozenset.__or__(self, other))
+
+    def __and__(self, other: AbstractSet[Any]) -> LabelSet:
+        return LabelSet(frozenset.__and__(self, other))
+
+    def __sub__(self, other: AbstractSet[Any]) -> LabelSet:
+        return LabelSet(frozenset.__sub__(self, other))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import gzip
 import io
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from daodask.build.naming import GeneNames
 from daodask.errors import SpecError, StreamlineError, suggest
 from daodask.format.features import SYMBOL, FeatureSpace
+from daodask.ontology import ORGANISMS
 from daodask.types import BoolArray
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ __all__ = [
     "check_organism",
     "feature_space",
     "gene_id",
+    "gene_list",
     "infer_organism",
     "map_genes",
     "read_reference",
@@ -39,11 +42,30 @@ _REFERENCE_COLUMNS: Final = ("id", SYMBOL, "version", "length", "biotype")
 _SYNONYM_COLUMNS: Final = (SYMBOL, "prev_symbol", "alias_symbol", "ensembl_gene_id")
 
 #: Why a source gene is dropped, by its code in place of a target column.
-DROP_REASONS: Final[Mapping[int, str]] = {-1: "unknown", -2: "other biotype", -3: "ambiguous"}
-_UNKNOWN, _OTHER_BIOTYPE, _AMBIGUOUS = DROP_REASONS
+DROP_REASONS: Final[Mapping[int, str]] = {
+    -1: "unknown",
+    -2: "other biotype",
+    -3: "ambiguous",
+    -4: "spike-in",
+    -5: "antibody",
+    -6: "excluded",
+}
+_UNKNOWN, _OTHER_BIOTYPE, _AMBIGUOUS, _SPIKE, _ANTIBODY, _EXCLUDED = DROP_REASONS
+_NOT_GENES: Final = ("spike-in", "antibody", "excluded")
+_DEFAULT_NAMES: Final = GeneNames()
+
+#: Names of what is in a matrix beside genes, as far as no table knows them.
+_SPIKE_IN: Final = re.compile(r"ERCC[-_]\d{5}(?:\.\d+)?")
+_ANTIBODY_NAME: Final = re.compile(
+    r"^(?:ADT|HTO|adt|hto|prot|protein|antibody)[-_:]|^(?:Hashtag|hashtag|HASHTAG)[-_ ]?\d"
+    r"|[-_.](?:TotalSeq[-_]?[ABCD]?|Total[ABCD]|ADT|HTO|protein|antibody)(?:-\d+)?$"
+)
 
 _EXAMPLES: Final = 5
+_CANDIDATES: Final = 8
 
+#: Ids of flies' and worms' genes.
+_OTHER_ID: Final = re.compile(r"FBgn\d{7}|WBGene\d{8}")
 _ENSEMBL: Final = re.compile(r"(ENS([A-Z]*?)G\d{11})(?:\.\d+)?(?:_PAR_Y)?")
 _ENSEMBL_SPECIES: Final = {
     "": "Homo sapiens",
@@ -66,28 +88,8 @@ _ENSEMBL_SPECIES: Final = {
 }
 #: Other ways to name an organism, in lower case.
 _ORGANISMS: Final = {
-    **{name.lower(): name for name in _ENSEMBL_SPECIES.values()},
-    "drosophila melanogaster": "Drosophila melanogaster",
-    "caenorhabditis elegans": "Caenorhabditis elegans",
-    "ncbitaxon:9606": "Homo sapiens",
-    "ncbitaxon:10090": "Mus musculus",
-    "ncbitaxon:9823": "Sus scrofa",
-    "ncbitaxon:10116": "Rattus norvegicus",
-    "ncbitaxon:7955": "Danio rerio",
-    "ncbitaxon:9031": "Gallus gallus",
-    "ncbitaxon:9544": "Macaca mulatta",
-    "ncbitaxon:9541": "Macaca fascicularis",
-    "ncbitaxon:9598": "Pan troglodytes",
-    "ncbitaxon:9483": "Callithrix jacchus",
-    "ncbitaxon:30608": "Microcebus murinus",
-    "ncbitaxon:9913": "Bos taurus",
-    "ncbitaxon:9940": "Ovis aries",
-    "ncbitaxon:9796": "Equus caballus",
-    "ncbitaxon:9615": "Canis lupus familiaris",
-    "ncbitaxon:9986": "Oryctolagus cuniculus",
-    "ncbitaxon:8364": "Xenopus tropicalis",
-    "ncbitaxon:7227": "Drosophila melanogaster",
-    "ncbitaxon:6239": "Caenorhabditis elegans",
+    **{name.lower(): name for name in ORGANISMS.values()},
+    **{identifier.lower(): name for identifier, name in ORGANISMS.items()},
     "human": "Homo sapiens",
     "mouse": "Mus musculus",
     "pig": "Sus scrofa",
@@ -102,12 +104,13 @@ _ORGANISM_COLUMNS: Final = ("organism", "organism_ontology_term_id")
 
 
 def read_reference(data: bytes) -> pd.DataFrame:
-    """Read a gene table: CSV without header, plain or gzipped, of id, symbol, version, length and biotype.
+    """Read a gene table: CSV without header, plain or gzipped, of id, symbol, version, length and biotype; or a list.
 
     Returns
     -------
     DataFrame
-        ``symbol``, ``version``, ``length`` (int64) and ``biotype`` by ``id``, whose version suffix is stripped.
+        ``symbol``, ``version``, ``length`` (int64) and ``biotype`` by ``id``, whose version suffix is stripped; no
+        column for a list, which has an id or symbol per line.
 
     Raises
     ------
@@ -115,10 +118,13 @@ def read_reference(data: bytes) -> pd.DataFrame:
         It is no such table, or has an id twice.
     """
     frame = _read_table(data, ",", "the reference table", header=None)
+    if len(frame.columns) == 1:
+        return gene_list(frame[0])
     if len(frame.columns) != len(_REFERENCE_COLUMNS):
         wanted = ", ".join(_REFERENCE_COLUMNS)
         raise SpecError(
-            f"the reference table: expected the columns {wanted} without a header, got {len(frame.columns)} columns"
+            f"the reference table: expected the columns {wanted} without a header, or one of ids or symbols, got "
+            f"{len(frame.columns)} columns"
         )
     frame.columns = pd.Index(_REFERENCE_COLUMNS)
     try:
@@ -129,7 +135,21 @@ def read_reference(data: bytes) -> pd.DataFrame:
     frame.index = pd.Index(list(map(gene_id, full)), dtype=object)
     # The copy of a pseudoautosomal gene on Y has the id of the one on X.
     on_y = np.array([name.endswith("_PAR_Y") for name in full], dtype=np.bool_)
-    genes: pd.DataFrame = frame.loc[~(frame.index.duplicated() & on_y)]
+    return _unique(frame.loc[~(frame.index.duplicated() & on_y)])
+
+
+def gene_list(names: Iterable[str]) -> pd.DataFrame:
+    """The table of a list of ids or symbols, in their order: an index without columns.
+
+    Raises
+    ------
+    SpecError
+        One of them is there twice.
+    """
+    return _unique(pd.DataFrame(index=pd.Index([gene_id(str(name).strip()) for name in names], dtype=object)))
+
+
+def _unique(genes: pd.DataFrame) -> pd.DataFrame:
     repeated = genes.index[genes.index.duplicated()]
     if len(repeated):
         raise SpecError(f"the reference table: expected unique gene ids, got {repeated[0]!r} twice")
@@ -200,15 +220,22 @@ def feature_space(spec: FeatureSpec, reference: pd.DataFrame | None, studies: Se
     Raises
     ------
     SpecError
-        There is no such biotype, no gene is left, or the gene ids are not of the declared organism.
+        There is no such biotype, no gene is left, or the gene ids are not of the declared organism, or of several.
     """
     if reference is not None:
-        var = _of_biotypes(spec, reference)[[SYMBOL, "length", "biotype"]]
+        chosen = _of_biotypes(spec, reference)
+        var = chosen[[c for c in (SYMBOL, "length", "biotype") if c in chosen]]
     else:
         var = pd.DataFrame(index=pd.Index(_own_names(str(spec.reference), studies), dtype=object))
     if not len(var):
         what = "a gene of these biotypes" if reference is not None else "studies that have a gene in common"
         raise SpecError(f"feature space {spec.name!r}: expected {what}, got none")
+    several = _ensembl_organisms(var.index)
+    if len(several) > 1:
+        raise SpecError(
+            f"feature space {spec.name!r}: expected genes of one organism, got Ensembl ids of {', '.join(several)}; "
+            f"give each its own feature space"
+        )
     declared, inferred = _canonical(spec.organism), infer_organism(var.index)
     if declared and inferred and declared != inferred:
         raise SpecError(f"feature space {spec.name!r}: expected genes of {declared}, got Ensembl ids of {inferred}")
@@ -218,6 +245,8 @@ def feature_space(spec: FeatureSpec, reference: pd.DataFrame | None, studies: Se
 def _of_biotypes(spec: FeatureSpec, reference: pd.DataFrame) -> pd.DataFrame:
     if not spec.biotypes:
         return reference
+    if "biotype" not in reference:
+        raise SpecError(f"feature space {spec.name!r}: expected a reference table to go with biotypes:, got a list")
     known = set(reference["biotype"])
     for biotype in spec.biotypes:
         if biotype not in known:
@@ -228,7 +257,7 @@ def _of_biotypes(spec: FeatureSpec, reference: pd.DataFrame) -> pd.DataFrame:
 
 def _own_names(how: str, studies: Sequence[Sequence[str]]) -> list[str]:
     """Union (by first appearance) or intersection (in the first study's order) of the studies' gene ids."""
-    lists = [dict.fromkeys(map(gene_id, names)) for names in studies]
+    lists = [dict.fromkeys(gene_id(name) for name in names if name and not _not_a_gene(name)) for names in studies]
     if how == "union" or not lists:
         return list(dict.fromkeys(name for names in lists for name in names))
     return [name for name in lists[0] if all(name in names for names in lists[1:])]
@@ -249,12 +278,24 @@ class GeneLookup:
     ----------
     space
         The feature space.
-    codes
-        Column, or code of :data:`DROP_REASONS`, by name.
+    genes
+        Ids of the genes that are known, in the feature space or not.
+    symbols
+        Their symbols, empty where there is none.
+    targets
+        Column of each, or the code of :data:`DROP_REASONS` for genes of other biotypes.
+    rows
+        Number of the gene that a name stands for, or the code for ambiguous ones.
+    candidates
+        Numbers of the genes that an ambiguous name may stand for.
     """
 
     space: FeatureSpace
-    codes: Mapping[str, int]
+    genes: Sequence[str]
+    symbols: Sequence[str]
+    targets: Sequence[int]
+    rows: Mapping[str, int]
+    candidates: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def build(
@@ -262,43 +303,122 @@ class GeneLookup:
     ) -> GeneLookup:
         """Make the lookup of a feature space out of the tables of :func:`read_reference` and :func:`read_synonyms`."""
         column = {str(g): i for i, g in enumerate(space.var.index)}
-        if reference is None:
-            return cls(space, column)
-        ids = {str(g): i for i, g in enumerate(reference.index)}
-        symbols = _single(zip(reference[SYMBOL], ids.values(), strict=True))
-        rows = {**_synonym_rows(ids, symbols, synonyms), **symbols, **ids}
-        targets = [column.get(g, _OTHER_BIOTYPE) for g in ids]
-        return cls(space, {name: targets[row] if row >= 0 else row for name, row in rows.items() if name})
+        known = space.var if reference is None else reference
+        ids = {str(g): i for i, g in enumerate(known.index)}
+        symbols = [str(s) for s in known[SYMBOL]] if SYMBOL in known else [""] * len(ids)
+        named: dict[str, set[int]] = {}
+        for name, row in zip(symbols, ids.values(), strict=True):
+            named.setdefault(name, set()).add(row)
+        found = {**_synonym_rows(ids, named, synonyms), **named, **{g: {row} for g, row in ids.items()}}
+        found.pop("", None)
+        return cls(
+            space=space,
+            genes=list(ids),
+            symbols=symbols,
+            targets=[column.get(g, _OTHER_BIOTYPE) for g in ids],
+            rows={name: next(iter(rows)) if len(rows) == 1 else _AMBIGUOUS for name, rows in found.items()},
+            candidates={name: tuple(sorted(rows)) for name, rows in found.items() if len(rows) > 1},
+        )
 
-    def code(self, name: str) -> int:
-        """Column of a name, or a code of :data:`DROP_REASONS`."""
-        found = self.codes.get(name)
-        return self.codes.get(gene_id(name), _UNKNOWN) if found is None else found
+    def code(self, name: str, names: GeneNames = _DEFAULT_NAMES) -> int:
+        """Column of a name, or a code of :data:`DROP_REASONS`.
+
+        Raises
+        ------
+        StreamlineError
+            The build file says that the name stands for something that is no gene.
+        """
+        if name in names.overrides:
+            return self._override(name, names.overrides[name])
+        row = self._row(name, names.case)
+        if row >= 0:
+            return self.targets[row]
+        return _not_a_gene(name) or row if row == _UNKNOWN else row
+
+    def symbol(self, name: str, names: GeneNames = _DEFAULT_NAMES) -> str:
+        """Symbol of the one gene that a name stands for; empty where there is none."""
+        row = self._row(names.overrides.get(name) or name, names.case)
+        return self.symbols[row] if row >= 0 else ""
+
+    def candidate_ids(self, name: str) -> tuple[str, ...]:
+        """Ids of the genes that an ambiguous name may stand for: the first few, and how many more there are."""
+        rows = (
+            self.candidates.get(name)
+            or self._folded(str.upper).get(name, ())
+            or self._folded(_fold).get(_fold(name), ())
+        )
+        more = (f"{len(rows) - _CANDIDATES} more",) if len(rows) > _CANDIDATES else ()
+        return (*(self.genes[row] for row in rows[:_CANDIDATES]), *more)
+
+    def _override(self, name: str, gene: str | None) -> int:
+        if gene is None:
+            return _EXCLUDED
+        row = self._row(gene, "exact")
+        if row >= 0:
+            return self.targets[row]
+        why = "which stands for several genes" if row == _AMBIGUOUS else "which is none"
+        raise StreamlineError(f"genes.overrides.{name}: expected the id or symbol of a gene, got {gene!r}, {why}")
+
+    def _row(self, name: str, case: str) -> int:
+        found = self.rows.get(name)
+        if found is None:
+            found = self.rows.get(gene_id(name))
+        if found is None and case == "ignore":
+            found = _only(self._folded(_fold).get(_fold(name), ()))
+        elif found is None and case == "capitals":
+            found = _only(self._folded(str.upper).get(name, ()))
+        return _UNKNOWN if found is None else found
+
+    def _folded(self, fold: Callable[[str], str]) -> Mapping[str, tuple[int, ...]]:
+        """Genes by their symbols and ids in another case."""
+        known = self._folds.get(fold)
+        if known is None:
+            table: dict[str, set[int]] = {}
+            for names in (self.symbols, self.genes):
+                for row, name in enumerate(names):
+                    table.setdefault(fold(name), set()).add(row)
+            table.pop("", None)
+            known = self._folds[fold] = {name: tuple(sorted(rows)) for name, rows in table.items()}
+        return known
+
+    @cached_property
+    def _folds(self) -> dict[Callable[[str], str], Mapping[str, tuple[int, ...]]]:
+        return {}
 
 
-def _single(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """The row of each name, or that it is ambiguous where several rows go by it."""
-    rows: dict[str, int] = {}
-    for name, row in pairs:
-        if rows.setdefault(name, row) != row:
-            rows[name] = _AMBIGUOUS
-    return rows
+def _fold(name: str) -> str:
+    return name.casefold()
 
 
-def _synonym_rows(ids: Mapping[str, int], symbols: dict[str, int], synonyms: pd.DataFrame | None) -> dict[str, int]:
-    """Reference row of each further name; settles those of ``symbols`` that the table's Ensembl ids tell apart."""
+def _only(rows: Sequence[int]) -> int | None:
+    """The one gene of several; that they are ambiguous; ``None`` where there is none."""
+    return (rows[0] if len(rows) == 1 else _AMBIGUOUS) if rows else None
+
+
+def _not_a_gene(name: str) -> int:
+    """Why a name that no table knows is none of a gene; 0 where nothing tells."""
+    if _SPIKE_IN.fullmatch(name):
+        return _SPIKE
+    return _ANTIBODY if _ANTIBODY_NAME.search(name) else 0
+
+
+def _synonym_rows(
+    ids: Mapping[str, int], named: dict[str, set[int]], synonyms: pd.DataFrame | None
+) -> dict[str, set[int]]:
+    """Genes of each further name; settles those of ``named`` that the table's Ensembl ids tell apart."""
     if synonyms is None:
         return {}
-    levels: dict[str, list[tuple[str, int]]] = {"alias": [], "previous": [], "approved": []}
+    levels: dict[str, dict[str, set[int]]] = {"alias": {}, "previous": {}, "approved": {}}
     for name, kind, symbol, identifier in synonyms[["name", "kind", SYMBOL, "id"]].itertuples(index=False):
-        row = ids.get(identifier, symbols.get(symbol, _UNKNOWN))
-        if row != _UNKNOWN:
-            levels[kind].append((name, row))
-    single = {kind: _single(pairs) for kind, pairs in levels.items()}
-    for name, row in single["approved"].items():
-        if symbols.get(name) == _AMBIGUOUS:
-            symbols[name] = row
-    return single["alias"] | single["previous"] | single["approved"]
+        rows = {ids[identifier]} if identifier in ids else named.get(symbol, set())
+        # A list of symbols has them as ids.
+        rows = rows or ({ids[symbol]} if symbol in ids else set())
+        if rows:
+            levels[kind].setdefault(name, set()).update(rows)
+    for name, rows in levels["approved"].items():
+        if len(named.get(name, ())) > 1:
+            named[name] = rows
+    return levels["alias"] | levels["previous"] | levels["approved"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,6 +441,8 @@ class GeneMap:
         Source genes without a target, by reason.
     examples
         The first few names of ``summed`` and of each reason.
+    ambiguous
+        Each ambiguous name, with the ids of the genes that it may stand for.
     """
 
     target: npt.NDArray[np.int32]
@@ -330,6 +452,7 @@ class GeneMap:
     padded: int
     dropped: Mapping[str, int]
     examples: Mapping[str, tuple[str, ...]]
+    ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def measured(self) -> BoolArray:
@@ -340,11 +463,14 @@ class GeneMap:
 
     @property
     def known(self) -> float:
-        """Fraction of the source genes that the reference knows, in the feature space or not."""
-        return (len(self.target) - self.dropped["unknown"]) / max(1, len(self.target))
+        """Fraction of the source genes, without spike-ins and the like, that the reference knows."""
+        genes = len(self.target) - sum(self.dropped.get(reason, 0) for reason in _NOT_GENES)
+        return (genes - self.dropped["unknown"]) / max(1, genes)
 
 
-def map_genes(names: Iterable[object], lookup: GeneLookup, duplicates: str = "sum") -> GeneMap:
+def map_genes(
+    names: Iterable[object], lookup: GeneLookup, duplicates: str = "sum", rules: GeneNames = _DEFAULT_NAMES
+) -> GeneMap:
     """Map a study's gene names onto a feature space.
 
     Parameters
@@ -355,14 +481,22 @@ def map_genes(names: Iterable[object], lookup: GeneLookup, duplicates: str = "su
         What they stand for.
     duplicates
         What to do about several source genes on one target: ``"sum"`` them, or ``"error"``.
+    rules
+        What the build file says of names.
 
     Raises
     ------
     StreamlineError
-        Several source genes have one target, which ``duplicates="error"`` refuses.
+        Several source genes have one target, which ``duplicates="error"`` refuses; a name stands for several genes,
+        which ``ambiguous="error"`` refuses; or it must be an Ensembl id and is none.
     """
     texts = [str(n) for n in names]
-    codes = np.fromiter((lookup.code(t) for t in texts), dtype=np.int32, count=len(texts))
+    if rules.ensembl:
+        _check_ids(texts)
+    codes = np.fromiter((lookup.code(t, rules) for t in texts), dtype=np.int32, count=len(texts))
+    ambiguous = {texts[i]: lookup.candidate_ids(texts[i]) for i in np.flatnonzero(codes == _AMBIGUOUS)}
+    if ambiguous and rules.ambiguous == "error":
+        raise _ambiguous_names(ambiguous)
     beyond_first = (codes >= 0) & pd.Series(codes).duplicated().to_numpy()
     if duplicates == "error" and beyond_first.any():
         raise _repeated_target(texts, codes, int(codes[beyond_first][0]), lookup.space)
@@ -376,6 +510,27 @@ def map_genes(names: Iterable[object], lookup: GeneLookup, duplicates: str = "su
         padded=len(lookup.space) - (matched - summed),
         dropped={reason: int(groups[reason].sum()) for reason in DROP_REASONS.values()},
         examples={g: tuple(texts[i] for i in np.flatnonzero(mask)[:_EXAMPLES]) for g, mask in groups.items()},
+        ambiguous=ambiguous,
+    )
+
+
+def _check_ids(names: Sequence[str]) -> None:
+    """Refuse names that are no ids, be it of genes or of spike-ins."""
+    strange = [n for n in names if not (_ENSEMBL.fullmatch(n) or _OTHER_ID.fullmatch(n) or _SPIKE_IN.fullmatch(n))]
+    if strange:
+        shown = ", ".join(map(repr, strange[:_EXAMPLES]))
+        raise StreamlineError(
+            f"expected the Ensembl ids of genes, as the schema has them, got {len(strange):,} other names: {shown}; "
+            f"say which var column has the ids (genes: <var column>)"
+        )
+
+
+def _ambiguous_names(names: Mapping[str, tuple[str, ...]]) -> StreamlineError:
+    shown = "; ".join(f"{name!r} ({' or '.join(ids)})" for name, ids in list(names.items())[:_EXAMPLES])
+    more = "; …" if len(names) > _EXAMPLES else ""
+    return StreamlineError(
+        f"expected names that stand for one gene each, got {len(names):,} that stand for several: {shown}{more}; say "
+        f"which is meant (genes: {{overrides: {{<name>: <id>}}}}), or drop them (ambiguous: drop)"
     )
 
 
@@ -412,11 +567,15 @@ def check_matched(genes: GeneMap, space: FeatureSpace, min_matched: float) -> No
 
 def infer_organism(names: Iterable[object]) -> str:
     """The organism whose Ensembl ids are among the names; empty where there are none or several organisms'."""
+    found = _ensembl_organisms(names)
+    return found[0] if len(found) == 1 else ""
+
+
+def _ensembl_organisms(names: Iterable[object]) -> tuple[str, ...]:
+    """The organisms whose Ensembl ids are among the names; a virus' genes come with those of its host."""
     matches = (_ENSEMBL.fullmatch(str(n)) for n in names)
-    species = Counter(m[2] for m in matches if m)
-    if len(species) != 1:
-        return ""
-    return _ENSEMBL_SPECIES.get(next(iter(species)), "")
+    species = dict.fromkeys(m[2] for m in matches if m)
+    return tuple(_ENSEMBL_SPECIES[s] for s in species if s in _ENSEMBL_SPECIES)
 
 
 def check_organism(

@@ -21,11 +21,13 @@ from daodask.build.genes import (
     check_organism,
     feature_space,
     gene_id,
+    gene_list,
     infer_organism,
     map_genes,
     read_reference,
     read_synonyms,
 )
+from daodask.build.naming import GeneNames
 from daodask.build.spec import FeatureSpec
 from daodask.errors import SpecError, StreamlineError
 from daodask.format.features import FeatureSpace
@@ -87,7 +89,10 @@ def test_reference_ids_lose_version_and_the_copies_on_y() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (b"id,symbol\na,b\n", "expected the columns id, symbol, version, length, biotype without a header, got 2"),
+        (
+            b"id,symbol\na,b\n",
+            "expected the columns id, symbol, version, length, biotype without a header, or one .*, got 2",
+        ),
         (b"id,symbol,version,length,biotype\n" + REFERENCE, "expected whole numbers as length and no header"),
         (REFERENCE + REFERENCE, "expected unique gene ids, got 'ENSG00000000001' twice"),
         (b"", "expected text with columns"),
@@ -144,6 +149,7 @@ def test_space_of_own_names(how: str, genes: list[str]) -> None:
         ({"organism": "mouse"}, None, "expected genes of Mus musculus, got Ensembl ids of Homo sapiens"),
         ({"reference": "intersection"}, [["a"], ["b"]], "expected studies that have a gene in common, got none"),
         ({}, [], "got none"),
+        ({}, [["ERCC-00002"]], "got none"),
     ],
 )
 def test_impossible_spaces(
@@ -174,7 +180,7 @@ def test_only_ensembl_ids_have_versions(name: str, stripped: str) -> None:
 
 
 A, C, TWIN_1, HLA, NA = 0, 1, 2, 4, 5
-UNKNOWN, OTHER, AMBIGUOUS = -1, -2, -3
+UNKNOWN, OTHER, AMBIGUOUS, SPIKE, ANTIBODY, EXCLUDED = -1, -2, -3, -4, -5, -6
 
 
 @pytest.mark.parametrize(
@@ -190,6 +196,9 @@ UNKNOWN, OTHER, AMBIGUOUS = -1, -2, -3
         ("BBB-1", OTHER, OTHER),
         ("HLA-A", HLA, HLA),
         ("HLA", UNKNOWN, UNKNOWN),
+        ("HLA-A-1", UNKNOWN, UNKNOWN),  # what makes names unique is none of the name's
+        ("HLA-B", UNKNOWN, UNKNOWN),
+        ("HLA-A.1", UNKNOWN, UNKNOWN),
         ("NA", NA, NA),
         ("CCC", C, C),  # a symbol comes before the previous symbol of another gene
         ("TWIN", AMBIGUOUS, TWIN_1),  # the table of synonyms says which of the two has it
@@ -211,17 +220,28 @@ def test_resolution(name: str, without: int, with_synonyms: int, reference: pd.D
 
 
 def test_map(reference: pd.DataFrame, coding: FeatureSpace) -> None:
-    names = ["CCC", "ENSG00000000001.1", "ERCC-1", "AAA", "TWIN", "BBB-1", "ENSG00000000001", "ERCC-2"]
-    genes = map_genes(names, GeneLookup.build(coding, reference))
+    names = ["CCC", "ENSG00000000001.1", "ERCC1", "AAA", "TWIN", "BBB-1", "ENSG00000000001", "ERCC2"]
+    genes = map_genes([*names, "ERCC-00002", "CD3_TotalSeqB"], GeneLookup.build(coding, reference))
     assert genes.target.dtype == np.int32
-    assert genes.target.tolist() == [C, A, -1, A, -1, -1, A, -1]
+    assert genes.target.tolist() == [C, A, -1, A, -1, -1, A, -1, -1, -1]
     assert (genes.matched, genes.summed, genes.padded) == (4, 2, 5)
-    assert genes.dropped == {"unknown": 2, "other biotype": 1, "ambiguous": 1}
+    assert genes.dropped == {
+        "unknown": 2,
+        "other biotype": 1,
+        "ambiguous": 1,
+        "spike-in": 1,
+        "antibody": 1,
+        "excluded": 0,
+    }
+    assert genes.ambiguous == {"TWIN": ("ENSG00000000004", "ENSG00000000005")}
     assert genes.examples == {
         "summed": ("AAA", "ENSG00000000001"),
-        "unknown": ("ERCC-1", "ERCC-2"),
+        "unknown": ("ERCC1", "ERCC2"),
         "other biotype": ("BBB-1",),
         "ambiguous": ("TWIN",),
+        "spike-in": ("ERCC-00002",),
+        "antibody": ("CD3_TotalSeqB",),
+        "excluded": (),
     }
     assert genes.measured.tolist() == [True, True, False, False, False, False, False]
     assert genes.known == 0.75
@@ -234,6 +254,182 @@ def test_duplicates_are_refused_where_the_build_file_says_so(reference: pd.DataF
         StreamlineError, match=r"got 'AAA', 'ENSG00000000001' for 'ENSG00000000001'; say duplicates: sum"
     ):
         map_genes(["AAA", "CCC", "ENSG00000000001"], lookup, "error")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("ERCC-00002", SPIKE),
+        ("ERCC_00171", SPIKE),
+        ("ERCC-00002.1", SPIKE),
+        ("ERCC2", UNKNOWN),  # a gene
+        ("ERCC6L2-AS1", UNKNOWN),
+        ("ADT_CD3", ANTIBODY),
+        ("adt-CD19", ANTIBODY),
+        ("prot_CD45RA", ANTIBODY),
+        ("CD3_TotalSeqB", ANTIBODY),
+        ("CD19-TotalSeqC", ANTIBODY),
+        ("IgG1_control_TotalSeqB", ANTIBODY),
+        ("CD4_TotalA", ANTIBODY),
+        ("Hashtag1", ANTIBODY),
+        ("Hashtag_12_TotalA", ANTIBODY),
+        ("CD8-ADT", ANTIBODY),
+        ("HTO-3", ANTIBODY),
+        ("CD3", UNKNOWN),
+        ("ADTRP", UNKNOWN),
+        ("PROTOR", UNKNOWN),
+        ("TOTALA", UNKNOWN),
+        ("HTOR", UNKNOWN),
+    ],
+)
+def test_what_is_no_gene_is_told_by_its_name(
+    name: str, code: int, reference: pd.DataFrame, coding: FeatureSpace
+) -> None:
+    assert GeneLookup.build(coding, reference).code(name) == code
+    union = feature_space(spec(), None, [["A", name]])
+    assert union.var.index.tolist() == (["A"] if code in (SPIKE, ANTIBODY) else ["A", name])
+
+
+def test_what_a_table_knows_is_a_gene_whatever_its_name() -> None:
+    table = read_reference(b"ENSG00000000001,ADT-1,3,100,protein_coding\n")
+    space = feature_space(spec(), table, [])
+    assert GeneLookup.build(space, table).code("ADT-1") == 0
+
+
+def test_no_study_is_refused_for_its_spike_ins(reference: pd.DataFrame, coding: FeatureSpace) -> None:
+    genes = map_genes(["AAA", *(f"ERCC-{i:05d}" for i in range(92))], GeneLookup.build(coding, reference))
+    assert genes.known == 1
+    check_matched(genes, coding, 0.9)
+
+
+CASES = b"""\
+ENSMUSG00000000001,Cd3e,3,100,protein_coding
+ENSMUSG00000000002,Trp53,1,200,protein_coding
+ENSMUSG00000000003,Zfp1,1,300,protein_coding
+ENSMUSG00000000004,ZFP1,1,400,protein_coding
+ENSMUSG00000000005,C1orf7,1,500,protein_coding
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "capitals", "ignore"),
+    [
+        ("Cd3e", 0, 0, 0),
+        ("CD3E", UNKNOWN, 0, 0),
+        ("cd3e", UNKNOWN, UNKNOWN, 0),
+        ("TRP53", UNKNOWN, 1, 1),
+        ("Zfp1", 2, 2, 2),
+        ("ZFP1", 3, 3, 3),  # exact before any other case
+        ("zfp1", UNKNOWN, UNKNOWN, AMBIGUOUS),
+        ("C1ORF7", UNKNOWN, 4, 4),
+        ("ensmusg00000000002", UNKNOWN, UNKNOWN, 1),
+        ("CD3", UNKNOWN, UNKNOWN, UNKNOWN),
+        ("Cd3e-1", UNKNOWN, UNKNOWN, UNKNOWN),
+    ],
+)
+def test_case(name: str, exact: int, capitals: int, ignore: int) -> None:
+    table = read_reference(CASES)
+    lookup = GeneLookup.build(feature_space(spec(), table, []), table)
+    codes = [lookup.code(name, GeneNames(case=case)) for case in ("exact", "capitals", "ignore")]
+    assert codes == [exact, capitals, ignore]
+    assert lookup.code(name) == exact
+    if AMBIGUOUS in codes:
+        assert lookup.candidate_ids(name) == ("ENSMUSG00000000003", "ENSMUSG00000000004")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "code"),
+    [
+        ({"SHARED": "ENSG00000000003"}, "SHARED", C),
+        ({"SHARED": "AAA"}, "SHARED", A),
+        ({"SHARED": "ENSG00000000001.9"}, "SHARED", A),
+        ({"AAA": "CCC"}, "AAA", C),  # over what the tables say
+        ({"AAA": None}, "AAA", EXCLUDED),
+        ({"AAA": None}, "ENSG00000000001", A),  # a rule is for a name
+        ({"new": "BBB-1"}, "new", OTHER),
+        ({"ERCC-00002": "AAA"}, "ERCC-00002", A),
+    ],
+)
+def test_overrides(
+    overrides: dict[str, str | None], name: str, code: int, reference: pd.DataFrame, coding: FeatureSpace
+) -> None:
+    lookup = GeneLookup.build(coding, reference, read_synonyms(SYNONYMS))
+    rules = GeneNames(overrides=overrides)
+    assert lookup.code(name, rules) == code
+    assert map_genes([name, "x"], lookup, "sum", rules).matched == (code >= 0)
+
+
+@pytest.mark.parametrize(("gene", "why"), [("nothing", "which is none"), ("PAIR", "which stands for several genes")])
+def test_overrides_name_a_gene(gene: str, why: str, reference: pd.DataFrame, coding: FeatureSpace) -> None:
+    lookup = GeneLookup.build(coding, reference)
+    with pytest.raises(StreamlineError, match=rf"genes.overrides.x: expected the id or symbol.* got '{gene}', {why}"):
+        map_genes(["x"], lookup, "sum", GeneNames(overrides={"x": gene}))
+
+
+def test_ambiguous_names_are_refused_where_the_build_file_says_so(
+    reference: pd.DataFrame, coding: FeatureSpace
+) -> None:
+    lookup = GeneLookup.build(coding, reference, read_synonyms(SYNONYMS))
+    names = ["AAA", "SHARED", "PAIR", "SHARED"]
+    assert map_genes(names, lookup).ambiguous == {
+        "SHARED": ("ENSG00000000001", "ENSG00000000003"),
+        "PAIR": ("ENSG00000000008", "ENSG00000000009"),
+    }
+    message = (
+        r"got 2 that stand for several: 'SHARED' \(ENSG00000000001 or ENSG00000000003\); 'PAIR' \(.*"
+        r"say which is meant \(genes: \{overrides: \{<name>: <id>\}\}\), or drop them"
+    )
+    with pytest.raises(StreamlineError, match=message):
+        map_genes(names, lookup, "sum", GeneNames(ambiguous="error"))
+    settled = GeneNames(overrides={"SHARED": "AAA", "PAIR": None}, ambiguous="error")
+    assert map_genes(names, lookup, "sum", settled).matched == 3
+
+
+def test_many_candidates_are_counted() -> None:
+    table = read_reference(b"".join(b"ENSG%011d,Y_RNA,1,1,misc_RNA\n" % i for i in range(20)))
+    genes = map_genes(["Y_RNA"], GeneLookup.build(feature_space(spec(), table, []), table))
+    assert genes.ambiguous["Y_RNA"] == (*(f"ENSG{i:011d}" for i in range(8)), "12 more")
+
+
+def test_only_ids_are_taken_where_the_schema_has_ids(reference: pd.DataFrame, coding: FeatureSpace) -> None:
+    lookup, rules = GeneLookup.build(coding, reference), GeneNames(ensembl=True)
+    names = ["ENSG00000000001.3", "ENSG00000000003", "ERCC-00002", "FBgn0000001", "WBGene00000001"]
+    assert map_genes(names, lookup, "sum", rules).matched == 2
+    with pytest.raises(
+        StreamlineError, match=r"expected the Ensembl ids of genes.* got 2 other names: 'AAA', 'MT-CO1'"
+    ):
+        map_genes([*names, "AAA", "MT-CO1"], lookup, "sum", rules)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_an_exact_list_of_ids(pack: type[bytes]) -> None:
+    table = read_reference(pack(b"ENSG00000000003.7\nENSG00000000001\n"))
+    space = feature_space(spec(reference=("given",)), table, [])
+    assert (space.var.index.tolist(), list(space.var.columns)) == (["ENSG00000000003", "ENSG00000000001"], [])
+    lookup = GeneLookup.build(space, table)
+    assert [lookup.code(n) for n in ("ENSG00000000001.2", "ENSG00000000002", "AAA")] == [1, UNKNOWN, UNKNOWN]
+
+
+def test_an_exact_list_of_symbols_with_synonyms() -> None:
+    table = gene_list(["HLA-A", "AAA"])
+    space = feature_space(spec(reference=("HLA-A", "AAA")), table, [])
+    lookup = GeneLookup.build(space, table, read_synonyms(SYNONYMS))
+    names = ("AAA", "OLDA", "ALPHA", "H1", "HLA-B", "BETA")
+    assert [lookup.code(n) for n in names] == [1, 1, 1, 0, UNKNOWN, UNKNOWN]
+
+
+def test_lists_that_are_refused() -> None:
+    with pytest.raises(SpecError, match="expected unique gene ids, got 'ENSG00000000001' twice"):
+        gene_list(["ENSG00000000001.1", "ENSG00000000001.2"])
+    with pytest.raises(SpecError, match="expected a reference table to go with biotypes:, got a list"):
+        feature_space(spec(biotypes=("protein_coding",)), gene_list(["A"]), [])
+
+
+def test_a_space_is_of_one_organism() -> None:
+    with pytest.raises(SpecError, match="got Ensembl ids of Homo sapiens, Mus musculus; give each its own feature"):
+        feature_space(spec(), None, [["ENSG00000000001"], ["ENSMUSG00000000001"]])
+    # A virus' genes come with those of its host.
+    assert feature_space(spec(), None, [["ENSG00000000001", "ENSSASG00005000002"]]).organism == "Homo sapiens"
 
 
 def test_no_gene(reference: pd.DataFrame, coding: FeatureSpace) -> None:
@@ -353,15 +549,15 @@ def gene_names(path: Path) -> list[str]:
         return [name.decode() for name in var[var.attrs["_index"]][:]]
 
 
-#: matched, summed, padded; dropped as unknown, of another biotype, ambiguous
+#: matched, summed, padded; dropped as unknown, of another biotype, ambiguous, spike-in, antibody, by the build file
 REAL = {
-    "pbmc_facs_zheng17": ((13486, 0, 6634, 683, 2622, 0), (13486, 0, 6634, 683, 2622, 0)),
-    "kang18_8k": ((2468, 0, 17652, 21, 22, 0), (2468, 0, 17652, 21, 22, 0)),
-    "liver_bcells_cellxgene_v5": ((19706, 0, 414, 768, 12913, 0), (19706, 0, 414, 768, 12913, 0)),
-    "pbmc_stim_counts_layer": ((8078, 0, 12042, 830, 89, 18), (8645, 4, 11479, 215, 150, 5)),
-    "pbmc_frozen_donorA_dense": ((11177, 0, 8943, 2415, 311, 36), (12019, 8, 8109, 1433, 481, 6)),
-    "sc_celseq2": ((14915, 0, 5205, 641, 12648, 0), (14915, 0, 5205, 641, 12648, 0)),
-    "sc_dropseq": ((11488, 0, 8632, 124, 3515, 0), (11488, 0, 8632, 124, 3515, 0)),
+    "pbmc_facs_zheng17": ((13486, 0, 6634, 683, 2622, 0, 0, 0, 0), (13486, 0, 6634, 683, 2622, 0, 0, 0, 0)),
+    "kang18_8k": ((2468, 0, 17652, 21, 22, 0, 0, 0, 0), (2468, 0, 17652, 21, 22, 0, 0, 0, 0)),
+    "liver_bcells_cellxgene_v5": ((19706, 0, 414, 768, 12913, 0, 0, 0, 0), (19706, 0, 414, 768, 12913, 0, 0, 0, 0)),
+    "pbmc_stim_counts_layer": ((8078, 0, 12042, 830, 89, 18, 0, 0, 0), (8645, 4, 11479, 215, 150, 5, 0, 0, 0)),
+    "pbmc_frozen_donorA_dense": ((11177, 0, 8943, 2415, 311, 36, 0, 0, 0), (12019, 8, 8109, 1433, 481, 6, 0, 0, 0)),
+    "sc_celseq2": ((14915, 0, 5205, 579, 12648, 0, 62, 0, 0), (14915, 0, 5205, 579, 12648, 0, 62, 0, 0)),
+    "sc_dropseq": ((11488, 0, 8632, 124, 3515, 0, 0, 0, 0), (11488, 0, 8632, 124, 3515, 0, 0, 0, 0)),
 }
 
 
@@ -375,11 +571,11 @@ def test_human_studies(study: str, data: Path, human: tuple[GeneLookup, GeneLook
     assert check_organism(human[0].space, "", names, NO_OBS) == expected
 
 
-def test_spike_ins_are_unknown(data: Path, human: tuple[GeneLookup, GeneLookup]) -> None:
+def test_spike_ins_are_dropped_as_such(data: Path, human: tuple[GeneLookup, GeneLookup]) -> None:
     names = gene_names(data / "studies" / "sc_celseq2.h5ad")
     spikes = [n for n in names if n.startswith("ERCC-")]
     assert len(spikes) == 62
-    assert {human[1].code(n) for n in spikes} == {UNKNOWN}
+    assert {human[1].code(n) for n in spikes} == {SPIKE}
 
 
 def test_pig_is_refused_where_an_organism_is_declared(data: Path, human: tuple[GeneLookup, GeneLookup]) -> None:
