@@ -16,6 +16,7 @@ from dask.utils import parse_bytes
 
 from daodask._format import human_bytes
 from daodask.batches.columns import read_labels
+from daodask.batches.measured import read_measured
 from daodask.batches.plan import LoaderPlan, Mixing, mixing
 from daodask.batches.readers import ClusterReader, LocalReader, Reader
 from daodask.batches.schedule import (
@@ -33,7 +34,7 @@ from daodask.batches.window import Batch, Request
 from daodask.buffers import BufferPool
 from daodask.errors import SpecError, StateError, UnknownNameError, suggest
 from daodask.store import Store
-from daodask.types import BoolArray, Int64Array
+from daodask.types import Int64Array
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -246,18 +247,9 @@ class BatchLoader:
 
     @cached_property
     def _request(self) -> Request:
-        measured = self._measured() if self.measured else None
+        measured = read_measured(self.store) if self.measured else None
         dtype = self.x_dtype.name
         return Request(self.matrix, self.obs, self.dense, dtype, measured, self.fn)
-
-    def _measured(self) -> BoolArray:
-        """Measured genes per dataset of the store; a row of a dataset without a selected cell is false."""
-        known = self.store.measured
-        mask = np.zeros((len(self.store.dataset_ids), self.store.n_vars), dtype=np.bool_)
-        for number, dataset in enumerate(self.store.dataset_ids):
-            if dataset in known:
-                mask[number] = known[dataset].to_numpy()
-        return mask
 
     @cached_property
     def _reader(self) -> Reader:

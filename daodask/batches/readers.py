@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from daodask._environment import check_cluster
 from daodask.batches.schedule import Window
 from daodask.batches.window import Request, make_batches
 from daodask.buffers import BufferPool
@@ -100,6 +101,7 @@ class ClusterReader:
 
     def read(self, store: Store, windows: Iterator[Window], request: Request) -> Iterator[list[Any]]:
         """The batches of each window; what was consumed is released on the cluster."""
+        check_cluster(self.client)
         depth = self.most_windows or max(1, _TASKS_PER_THREAD * sum(self.client.nthreads().values()))
         # A task and not scattered data, as it is run again where all workers that have its result are gone.
         shared = self.client.submit(_shared, store, request, key=f"share-{os.urandom(8).hex()}")

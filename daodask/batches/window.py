@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from daodask.batches.columns import read_columns
+from daodask.batches.measured import Measured
 from daodask.batches.schedule import Window
 from daodask.buffers import BufferPool
+from daodask.format.spec import SOURCE_DATASET
 from daodask.gather import RowGroup, csr_of, gather_csr, gather_dense
 from daodask.store import Store
 from daodask.types import CSR, AnyArray, BoolArray, Int64Array
@@ -34,7 +36,7 @@ class Batch:
     index
         int64 row numbers in the opened store.
     measured
-        Which genes each cell's study measured, boolean ``(datasets, genes)``, where the loader was asked for that.
+        Which genes were measured, boolean ``(datasets and studies, genes)``, where the loader was asked for that.
     dataset
         Row of :attr:`measured` of each cell.
     """
@@ -69,15 +71,14 @@ class Batch:
 class Request:
     """What of each cell is wanted.
 
-    ``measured`` has a row per dataset of the store, selected or not, and ``fn`` is applied to each batch where it is
-    made.
+    ``measured`` says which genes were measured of which cell, and ``fn`` is applied to each batch where it is made.
     """
 
     matrix: str = "X"
     obs: tuple[str, ...] = ()
     dense: bool = False
     dtype: str = "float32"
-    measured: BoolArray | None = None
+    measured: Measured | None = None
     fn: Callable[[Batch], Any] | None = None
 
 
@@ -122,12 +123,16 @@ def read_window(
         executor=executor,
         pool=pool,
     )
-    return _Cells(X, read_columns(store, rows, request.obs, index), index, dataset)
+    obs = read_columns(store, rows, request.obs, index)
+    if request.measured is not None and request.measured.by_source is not None:
+        source = read_columns(store, rows, (SOURCE_DATASET,), index)[SOURCE_DATASET].cat.codes.to_numpy()
+        dataset = request.measured.rows(dataset, source)
+    return _Cells(X, obs, index, dataset)
 
 
 def _cut(cells: _Cells, bounds: slice, request: Request) -> Batch:
     X = cells.X[bounds] if request.dense else _rows(cells.X, bounds)
-    measured = request.measured
+    measured = None if request.measured is None else request.measured.masks
     dataset = None if measured is None else cells.dataset[bounds]
     # A frame of its own, so that a column may be added to it, on the window's memory.
     return Batch(X, cells.obs.iloc[bounds].copy(deep=False), cells.index[bounds], measured, dataset)
