@@ -13,7 +13,8 @@ __all__ = ["Progress", "Steps", "drive"]
 
 R = TypeVar("R")
 
-#: Called with a study's id, what is being done to it, and how many of how many tasks of that are done.
+#: Called with a study's id, what is being done to it, and how many of how many tasks of that are done: with 0 when they
+#: are handed out, then as each is done. A study that ends early is told with how it ended, and 0 of 0.
 Progress: TypeAlias = Callable[[str, str, int, int], None]
 
 #: What a study goes through: yields the name of a step and tasks to run side by side, receives their results in order.
@@ -41,7 +42,7 @@ def drive(jobs: Mapping[str, Steps[R]], runner: Runner, progress: Progress | Non
     finished: dict[str, R | Exception] = {}
     running = {study: _Running(steps) for study, steps in jobs.items()}
     for study, state in running.items():
-        _advance(study, state, runner, finished)
+        _advance(study, state, runner, finished, progress)
     for outcome in runner.outcomes():
         study, position = cast(tuple[str, int], outcome.tag)
         state = running[study]
@@ -50,18 +51,26 @@ def drive(jobs: Mapping[str, Steps[R]], runner: Runner, progress: Progress | Non
         if outcome.error is not None:
             state.steps.close()
             finished[study] = outcome.error
+            _tell_end(study, progress)
             continue
         state.results[position] = outcome.result
         state.missing -= 1
         if progress is not None:
             progress(study, state.stage, len(state.results) - state.missing, len(state.results))
         if not state.missing:
-            _advance(study, state, runner, finished)
+            _advance(study, state, runner, finished, progress)
     # In the order of the jobs, whichever ended first: the order of datasets in a store comes from here.
     return {study: finished[study] for study in jobs}
 
 
-def _advance(study: str, state: _Running[R], runner: Runner, finished: dict[str, R | Exception]) -> None:
+def _tell_end(study: str, progress: Progress | None) -> None:
+    if progress is not None:
+        progress(study, "failed", 0, 0)
+
+
+def _advance(
+    study: str, state: _Running[R], runner: Runner, finished: dict[str, R | Exception], progress: Progress | None
+) -> None:
     """Give a study the results it waited for, and submit the tasks it asks for next."""
     try:
         tasks: Sequence[Task] = ()
@@ -73,7 +82,10 @@ def _advance(study: str, state: _Running[R], runner: Runner, finished: dict[str,
         return
     except (DaodaskError, OSError) as error:
         finished[study] = error
+        _tell_end(study, progress)
         return
     state.missing = len(tasks)
+    if progress is not None:
+        progress(study, state.stage, 0, len(tasks))
     for position, task in enumerate(tasks):
         runner.submit((study, position), task)

@@ -8,10 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+from daodask._environment import check_cluster
+from daodask.errors import ClusterError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 __all__ = ["DaskRunner", "Outcome", "Runner", "SerialRunner", "Task", "ThreadRunner", "open_runner"]
 
@@ -83,7 +86,7 @@ class ThreadRunner:
 
     threads: int
     _pool: ThreadPoolExecutor = field(init=False)
-    _done: queue.SimpleQueue[Outcome] = field(default_factory=queue.SimpleQueue)
+    _done: queue.SimpleQueue[Outcome | BaseException] = field(default_factory=queue.SimpleQueue)
     _open: int = 0
 
     def __post_init__(self) -> None:
@@ -98,13 +101,21 @@ class ThreadRunner:
     def submit(self, tag: object, task: Task) -> None:
         """Take a task on."""
         self._open += 1
-        self._pool.submit(lambda: self._done.put(_run(tag, task)))
+        self._pool.submit(self._work, tag, task)
+
+    def _work(self, tag: object, task: Task) -> None:
+        try:
+            self._done.put(_run(tag, task))
+        except BaseException as error:  # noqa: BLE001  raised again where somebody waits for it
+            self._done.put(error)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Outcomes as threads finish."""
+        """Outcomes as threads finish; what ends a process (``SystemExit``, an interrupt) is raised here."""
         while self._open:
             outcome = self._done.get()
             self._open -= 1
+            if isinstance(outcome, BaseException):
+                raise outcome
             yield outcome
 
     def share(self, value: Any) -> Any:
@@ -112,48 +123,138 @@ class ThreadRunner:
         return value
 
 
+@dataclass(eq=False)
+class _Shared:
+    """A large argument: the value, which stays here, and its copy on the cluster, which dies with the workers."""
+
+    value: Any
+    copy: Future[Any] | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether no worker has it (any more)."""
+        return self.copy is None or self.copy.status != "finished"
+
+
+#: A task is sent again so many times where what it shares with others was lost with the workers that had it.
+_MOST_TRIES: Final = 10
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A task on the cluster, and how often it was sent."""
+
+    tag: object
+    task: Task
+    tries: int = 1
+
+    @property
+    def shared(self) -> list[_Shared]:
+        """Its large arguments."""
+        return [a for a in self.task.arguments if isinstance(a, _Shared)]
+
+
 class DaskRunner:
     """Tasks on a Dask cluster; results are small receipts, gathered as they complete and released at once.
 
     A task whose worker dies is run again elsewhere by the scheduler; one that raises is not, as it would raise again.
+    Shared values that die with their workers are sent again from here, with the tasks that need them.
     """
 
     def __init__(self, client: Client) -> None:
         from distributed import as_completed
 
         self._client = client
+        self._address = client.scheduler.address if client.scheduler is not None else "an unknown address"
         self._completed = as_completed(with_results=False, raise_errors=False, loop=client.loop)
-        self._tags: dict[str, object] = {}
+        self._sent: dict[str, _Sent] = {}
         self._count = 0
 
     def submit(self, tag: object, task: Task) -> None:
         """Take a task on."""
+        self._send(_Sent(tag, task))
+
+    def _send(self, sent: _Sent) -> None:
         self._count += 1
         # A key of its own each time: a task of an earlier build with the same arguments must run again, as what it
         # wrote may be gone.
-        key = f"{task.name}-{id(self):x}-{self._count}"
-        future = self._client.submit(task.function, *task.arguments, key=key, pure=False)
-        self._tags[key] = tag
-        self._completed.add(future)
+        key = f"{sent.task.name}-{id(self):x}-{self._count}"
+        self._sent[key] = sent
+        arguments = [self._copy(a) if isinstance(a, _Shared) else a for a in sent.task.arguments]
+        self._completed.add(self._client.submit(sent.task.function, *arguments, key=key, pure=False))
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Outcomes as workers finish."""
+        """Outcomes as workers finish.
+
+        Raises
+        ------
+        ClusterError
+            The connection to the scheduler was lost: at once where it was killed, after Dask's own time limit
+            (``distributed.comm.timeouts``: 30 s) where it is silent.
+        """
+        from distributed.client import FutureCancelledError
+
         for future in self._completed:
-            tag = self._tags.pop(future.key)
+            sent = self._sent.pop(future.key)
             # Where the result was lost with its worker, this waits for the task to have run again.
-            outcome = _run(tag, Task("gather", future.result))
+            outcome = _run(sent.tag, Task("gather", future.result))
+            self._check_connection(outcome.error)
             future.release()
-            yield outcome
+            if isinstance(outcome.error, FutureCancelledError) and sent.shared and sent.tries < _MOST_TRIES:
+                sent.tries += 1
+                self._send(sent)
+            else:
+                yield _of_ours(outcome, sent.task)
 
     def share(self, value: Any) -> Any:
-        """A future of the value on every worker of now, as what only one had would be lost with it."""
-        return self._client.scatter(value, hash=False, broadcast=True)
+        """A stand-in for the value, which travels once to every worker of then, when the first task needs it."""
+        return _Shared(value)
+
+    def _copy(self, shared: _Shared) -> Future[Any]:
+        """The value on the cluster, for which this waits until there is a worker, as a task does."""
+        for _ in range(_MOST_TRIES):
+            if shared.copy is not None and not shared.is_lost:
+                return shared.copy
+            try:
+                self._client.wait_for_workers(1)
+                # In a list, as the elements of a value that is one would be scattered one by one.
+                (shared.copy,) = self._client.scatter([shared.value], hash=False, broadcast=True)
+            except OSError as error:  # a worker died while it got its copy
+                self._check_connection(error)
+        raise ClusterError(
+            f"expected workers that live long enough to be sent {shared.value!r:.80}, {_MOST_TRIES} times they died; "
+            f"give them more memory, or write it to a file and build from that"
+        )
+
+    def _check_connection(self, error: Exception | None) -> None:
+        lost = getattr(error, "reason", "") == "scheduler-connection-lost"
+        if lost or (error is not None and self._client.status != "running"):
+            raise ClusterError(
+                f"lost the connection to the Dask scheduler at {self._address}; what is finished is "
+                f"kept: start a cluster and run the same build again, and it goes on from there"
+            ) from error
+
+
+def _of_ours(outcome: Outcome, task: Task) -> Outcome:
+    """The outcome, with what Dask says of lost workers in our words."""
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    if isinstance(outcome.error, KilledWorker | FutureCancelledError):
+        error = ClusterError(
+            f"every worker that tried {task.name!r} died, or was killed for the memory it took ({outcome.error}); give "
+            f"workers more memory or smaller blocks (layout: block_rows), and run the same build again"
+        )
+        error.__cause__ = outcome.error
+        return Outcome(outcome.tag, error=error)
+    return outcome
 
 
 @contextlib.contextmanager
 def open_runner(client: Client | None, threads: int = 1) -> Iterator[Runner]:
     """The runner for these arguments: a cluster's where there is a client, else threads where there are several."""
     if client is not None:
+        check_cluster(client)
         yield DaskRunner(client)
     elif threads > 1:
         with ThreadRunner(threads) as runner:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -12,7 +15,7 @@ from daodask.format.manifest import Snapshot
 from daodask.format.spec import SNAPSHOTS, snapshot_path
 from daodask.storage import StoreLocation
 
-__all__ = ["commit_snapshot", "latest_snapshot", "read_snapshot", "snapshot_numbers"]
+__all__ = ["author", "commit_snapshot", "latest_snapshot", "read_snapshot", "snapshot_numbers"]
 
 _NAME = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})\.json")
 
@@ -41,6 +44,11 @@ def read_snapshot(location: StoreLocation, number: int | None = None) -> Snapsho
             f"build one with `daodask build`, or check the URL"
         )
     chosen = numbers[-1] if number is None else number
+    if number is not None and 1 <= number < numbers[0]:
+        raise StoreNotFoundError(
+            f"snapshot {number} of {location} is gone: `daodask vacuum --keep-snapshots` removed those before "
+            f"{numbers[0]}; it has {numbers[0]} to {numbers[-1]}"
+        )
     if chosen not in numbers:
         raise StoreNotFoundError(
             f"{location} has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}: {numbers}"
@@ -54,6 +62,18 @@ def latest_snapshot(location: StoreLocation) -> Snapshot | None:
     return read_snapshot(location) if snapshot_numbers(location) else None
 
 
+def author() -> str:
+    """Who commits, as logs show it: ``$DAODASK_AUTHOR``, or ``user@host``."""
+    stated = os.environ.get("DAODASK_AUTHOR")
+    if stated:
+        return stated
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # no entry for this user id, as is usual in a container
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
 def commit_snapshot(location: StoreLocation, change: Callable[[Snapshot], Snapshot], *, message: str = "") -> Snapshot:
     """Write the next snapshot: ``change`` of the newest one.
 
@@ -64,7 +84,8 @@ def commit_snapshot(location: StoreLocation, change: Callable[[Snapshot], Snapsh
     ----------
     change
         Pure; called once per try with the newest snapshot (number 0 and empty where there is no store yet). It sets
-        feature spaces and datasets; number, time and writer are set here.
+        feature spaces and datasets; number, time, writer and author are set here. Where it returns the very snapshot
+        that it was given there is nothing to commit, and that one is returned.
     message
         What a log shows.
 
@@ -76,6 +97,8 @@ def commit_snapshot(location: StoreLocation, change: Callable[[Snapshot], Snapsh
     for _ in range(_MOST_TRIES):
         newest = latest_snapshot(location) or Snapshot(0, "", "")
         changed = change(newest)
+        if changed is newest:
+            return newest
         snapshot = Snapshot(
             number=newest.number + 1,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -83,6 +106,7 @@ def commit_snapshot(location: StoreLocation, change: Callable[[Snapshot], Snapsh
             message=message,
             features=changed.features,
             datasets=changed.datasets,
+            author=author(),
         )
         if (location / snapshot_path(snapshot.number)).create(snapshot.to_json()):
             return snapshot

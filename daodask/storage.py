@@ -10,14 +10,18 @@ import contextlib
 import itertools
 import os
 import posixpath
+import re
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import fsspec
+import numpy as np
+import numpy.typing as npt
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -26,10 +30,28 @@ from daodask.errors import CorruptStoreError, DependencyError, SpecError, StoreN
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
-__all__ = ["StoreLocation", "coalesce"]
+__all__ = ["StoreLocation", "StoredFile", "coalesce", "is_temporary"]
+
+#: An empty directory may be removed while a file is about to be put into it; not many times in a row.
+_MOST_TIDIED: Final = 5
+
+#: What an interrupted write leaves on a local disk, in the directory of the file that it was to become.
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+
+#: What file systems call the time when a file was last written.
+_TIMES: Final = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
 #: fsspec's memory file system looks whether a file is there and then writes it: another thread may come between.
 _MEMORY = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file as a listing shows it: path below what was listed, bytes, and when it was written, where that is told."""
+
+    path: str
+    size: int
+    modified: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,43 +153,39 @@ class StoreLocation:
         except FileNotFoundError as error:
             raise CorruptStoreError(f"expected a file at {self.url}, found none; restore it") from error
 
-    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Byte ranges ``(path below this location, start, stop)`` of several files (computes).
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> npt.NDArray[np.uint8]:
+        """The bytes of ranges ``(path below this location, start, stop)``, one after another (computes).
 
-        Where a request costs more than a copy, neighbouring ranges are one request, and all requests go out at once.
+        Neighbouring ranges are one request, and all requests go out at once.
 
         Raises
         ------
         CorruptStoreError
             A file is absent or ends before a range does.
         """
-        if isinstance(self.fs, LocalFileSystem):
-            by_path = itertools.groupby(ranges, key=lambda r: r[0])
-            return [data for path, group in by_path for data in _pread(f"{self.path}/{path}", [r[1:] for r in group])]
-        return self._request_ranges(ranges)
-
-    def _request_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         requests = coalesce(ranges)
+        if isinstance(self.fs, LocalFileSystem):
+            return _pread(self.path, requests)
         paths = [f"{self.path}/{path}" for path, _, _ in requests]
         read = self.fs.cat_ranges(paths, [r[1] for r in requests], [r[2] for r in requests], on_error="return")
         for data, (path, start, stop) in zip(read, requests, strict=True):
             _check_whole(data, f"{self.url}/{path}", start, stop)
-        pieces, number = [], 0
-        for path, start, stop in ranges:
-            while requests[number][0] != path or not requests[number][1] <= start <= stop <= requests[number][2]:
-                number += 1
-            first = requests[number][1]
-            pieces.append(read[number][start - first : stop - first])
-        return pieces
+        return np.frombuffer(read[0] if len(read) == 1 else b"".join(read), dtype=np.uint8)
 
-    def write(self, data: bytes) -> None:
-        """Write a file that nothing refers to yet; an interrupted write leaves no visible half of it."""
+    def write(self, data: bytes | Sequence[memoryview]) -> None:
+        """Write a file that nothing refers to yet; an interrupted write leaves no visible half of it.
+
+        Parameters
+        ----------
+        data
+            The bytes, or their parts, which a local file is written from without joining them.
+        """
         fs, path = self._resolve()
         if isinstance(fs, LocalFileSystem):
-            with _local_temporary(path, data) as temporary:
+            with _local_temporary(path, [data] if isinstance(data, bytes) else data) as temporary:
                 os.replace(temporary, path)
         else:
-            fs.pipe_file(path, data)
+            fs.pipe_file(path, data if isinstance(data, bytes) else b"".join(data))
 
     def create(self, data: bytes) -> bool:
         """Write a file only if none is there: of several racing writers exactly one gets ``True``.
@@ -200,11 +218,31 @@ class StoreLocation:
             return ()
         return tuple(sorted(posixpath.basename(str(e).rstrip("/")) for e in entries))
 
+    def files(self) -> tuple[StoredFile, ...]:
+        """All files below this directory (or this file itself), by their paths; none where it does not exist."""
+        fs, root = self._resolve()
+        fs.invalidate_cache(root)
+        found = fs.find(root, detail=True)
+        return tuple(
+            StoredFile(path.removeprefix(root).lstrip("/"), int(facts.get("size") or 0), _modified(facts))
+            # Of a file that is itself what was asked for fsspec finds the path alone.
+            for path, facts in sorted((str(path), facts or fs.info(path)) for path, facts in found.items())
+        )
+
     def remove(self) -> None:
         """Remove a file or a directory with all that is below it; nothing happens where there is none."""
         fs, path = self._resolve()
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
+
+    def remove_if_empty(self) -> None:
+        """Remove a directory without anything in it; nothing happens where there is none, or where it is not empty."""
+        fs, path = self._resolve()
+        with contextlib.suppress(OSError):  # not empty, not there, or of a bucket, which has no directories
+            if isinstance(fs, LocalFileSystem):
+                os.rmdir(path)
+            elif isinstance(fs, MemoryFileSystem):
+                fs.rmdir(path)
 
     def zarr_store(self, *, read_only: bool = True) -> ZarrStore:
         """A zarr store rooted here."""
@@ -220,6 +258,26 @@ class StoreLocation:
         # A second instance, as zarr drives the file system from its own event loop.
         asynchronous, path = fsspec.core.url_to_fs(self.url, **dict(self.options), asynchronous=True)
         return FsspecStore(asynchronous, path=path, read_only=read_only)
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a file of this path is a half one, which :meth:`StoreLocation.write` renames when it is whole."""
+    return _TEMPORARY.fullmatch(posixpath.basename(path)) is not None
+
+
+def _modified(facts: Mapping[str, Any]) -> datetime | None:
+    """When a file was written, as its file system has it in one of many ways."""
+    value = next((facts[name] for name in _TIMES if facts.get(name)), None)
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 @lru_cache(maxsize=4096)
@@ -248,18 +306,34 @@ def coalesce(ranges: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int
     return joined
 
 
-def _pread(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError as error:
-        raise CorruptStoreError(f"expected a file at {path}, found none; restore it") from error
-    try:
-        read = [os.pread(descriptor, stop - start, start) for start, stop in ranges]
-    finally:
-        os.close(descriptor)
-    for data, (start, stop) in zip(read, ranges, strict=True):
-        _check_whole(data, path, start, stop)
-    return read
+def _pread(folder: str, requests: Sequence[tuple[str, int, int]]) -> npt.NDArray[np.uint8]:
+    """Ranges of local files, straight into their places."""
+    out = np.empty(sum(stop - start for _, start, stop in requests), dtype=np.uint8)
+    view, position = out.data, 0
+    for path, group in itertools.groupby(requests, key=lambda r: r[0]):
+        where = f"{folder}/{path}"
+        try:
+            descriptor = os.open(where, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise CorruptStoreError(f"expected a file at {where}, found none; restore it") from error
+        try:
+            for _, start, stop in group:
+                _check_length(_fill(descriptor, start, view[position : position + stop - start]), where, start, stop)
+                position += stop - start
+        finally:
+            os.close(descriptor)
+    return out
+
+
+def _fill(descriptor: int, start: int, out: memoryview) -> int:
+    """Read until there is no room or nothing more: one call reads at most 2 GiB."""
+    done = 0
+    while done < len(out):
+        got = os.preadv(descriptor, [out[done:]], start + done)
+        if not got:
+            break
+        done += got
+    return done
 
 
 def _check_whole(data: bytes | Exception, where: str, start: int, stop: int) -> None:
@@ -267,21 +341,22 @@ def _check_whole(data: bytes | Exception, where: str, start: int, stop: int) -> 
         raise CorruptStoreError(f"expected a file at {where}, found none; restore it") from data
     if isinstance(data, Exception):
         raise data
-    if len(data) != stop - start:
-        raise CorruptStoreError(
-            f"{where}: expected bytes {start} to {stop}, got {len(data)} of them; the file is short"
-        )
+    _check_length(len(data), where, start, stop)
+
+
+def _check_length(got: int, where: str, start: int, stop: int) -> None:
+    if got != stop - start:
+        raise CorruptStoreError(f"{where}: expected bytes {start} to {stop}, got {got} of them; the file is short")
 
 
 @contextlib.contextmanager
-def _local_temporary(path: str, data: bytes) -> Iterator[str]:
+def _local_temporary(path: str, parts: Sequence[bytes | memoryview]) -> Iterator[str]:
     """Write and flush a temporary file beside ``path``; it is gone at the end unless it was moved away."""
     directory = os.path.dirname(path)
-    os.makedirs(directory, exist_ok=True)
     temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
+        with _open_new(directory, temporary) as file:
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
@@ -290,8 +365,18 @@ def _local_temporary(path: str, data: bytes) -> Iterator[str]:
             os.unlink(temporary)
 
 
+def _open_new(directory: str, path: str) -> BinaryIO:
+    """Open a new file in a directory that is made, and made again where another process has just tidied it away."""
+    for _ in range(_MOST_TIDIED):
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(directory, exist_ok=True)
+            return open(path, "xb")
+    os.makedirs(directory, exist_ok=True)
+    return open(path, "xb")
+
+
 def _create_local(path: str, data: bytes) -> bool:
-    with _local_temporary(path, data) as temporary:
+    with _local_temporary(path, [data]) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:

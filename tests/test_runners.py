@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from daodask.errors import ClusterError
 from daodask.runners import Outcome, Runner, Task, open_runner
 
 if TYPE_CHECKING:
@@ -83,6 +84,53 @@ def test_threads_end_with_their_runner() -> None:
         for tag in range(20):
             runner.submit(tag, Task("sleep", time.sleep, (0.01,)))
     assert not [t for t in threading.enumerate() if t.name.startswith("daodask")]
+
+
+def ends(what: type[BaseException]) -> None:
+    raise what("now")
+
+
+@pytest.mark.parametrize("what", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", ["serial", "threads"])
+def test_what_ends_a_process_ends_the_outcomes(kind: str, what: type[BaseException]) -> None:
+    with open_runner(None, threads=2 if kind == "threads" else 1) as runner:
+        runner.submit("tag", Task("ends", ends, (what,)))
+        with pytest.raises(what, match="now"):
+            list(runner.outcomes())
+
+
+def test_a_shared_value_that_is_lost_with_its_workers_is_sent_again(client: Client) -> None:
+    with open_runner(client) as runner:
+        shared = runner.share([1, 2, 3])
+        runner.submit("before", Task("sum", sum, (shared,)))
+        assert [told(o) for o in runner.outcomes()] == [("before", 6, "")]
+        before = client.run(os.getpid)
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        for tag in range(4):
+            runner.submit(tag, Task("sum", sum, (shared, tag)))
+        assert sorted(told(o) for o in runner.outcomes()) == [(tag, 6 + tag, "") for tag in range(4)]
+    while len(set(client.scheduler_info(n_workers=-1)["workers"]) - set(before)) < 2:
+        time.sleep(0.05)
+
+
+def dies(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_task_that_kills_its_workers_is_told_in_our_words(client: Client) -> None:
+    client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+    before = set(client.scheduler_info(n_workers=-1)["workers"])
+    with open_runner(client) as runner:
+        runner.submit("tag", Task("stage-block", dies, (0,)))
+        (outcome,) = runner.outcomes()
+    assert isinstance(outcome.error, ClusterError)
+    assert "every worker that tried 'stage-block' died, or was killed for the memory it took" in str(outcome.error)
+    client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 3))
+    while len(client.scheduler_info(n_workers=-1)["workers"]) < 2 or before <= set(
+        client.scheduler_info(n_workers=-1)["workers"]
+    ):
+        time.sleep(0.05)
 
 
 def test_a_result_that_is_lost_with_its_worker_is_made_again(client: Client) -> None:

@@ -115,3 +115,27 @@ def test_nobody_commits_onto_a_newer_format(location: StoreLocation) -> None:
     ):
         commit_snapshot(location, adding("b"))
     assert ids(read_snapshot(location, 1)) == ["a"]
+
+
+def test_a_change_of_nothing_commits_nothing(location: StoreLocation) -> None:
+    first = commit_snapshot(location, adding("a"))
+    assert commit_snapshot(location, lambda newest: newest) == first
+    assert snapshot_numbers(location) == (1,)
+
+
+def test_a_snapshot_that_a_vacuum_removed_is_told_apart(location: StoreLocation) -> None:
+    for name in "abc":
+        commit_snapshot(location, adding(name))
+    for number in (1, 2):
+        (location / f"snapshots/0000000{number}.json").remove()
+        with pytest.raises(StoreNotFoundError, match=rf"snapshot {number} of .* is gone: `daodask vacuum"):
+            read_snapshot(location, number)
+    with pytest.raises(StoreNotFoundError, match=r"has no snapshot 0; it has 3 to 3"):
+        read_snapshot(location, 0)
+    assert commit_snapshot(location, adding("d")).number == 4
+
+
+def test_who_committed_is_kept(location: StoreLocation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAODASK_AUTHOR", "ada@lovelace")
+    assert commit_snapshot(location, adding("a")).author == "ada@lovelace"
+    assert read_snapshot(location).author == "ada@lovelace"
