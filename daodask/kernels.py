@@ -12,17 +12,28 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-__all__ = ["count_selected", "gather_selected", "scatter", "scatter_dense"]
+from daodask._intrinsics import LANES, stream
+
+__all__ = [
+    "count_selected",
+    "gather_selected",
+    "place_rows",
+    "row_sums",
+    "scatter",
+    "scatter_dense",
+    "whole_numbers",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _jit(function: F) -> F:
+def compiled(function: F) -> F:
+    """Compile a function, to run without the GIL; compiled code is kept on disk."""
     return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False)(function))
 
 
-@_jit
-def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any) -> None:
+@compiled
+def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any, past_cache: bool) -> None:
     """Copy rows' elements out of a chunk: row r has elements ``[low[r], high[r])`` and goes to ``out[dst[r]:]``.
 
     Parameters
@@ -33,6 +44,9 @@ def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any) -
         Element bounds of each row, increasing; parts outside of the chunk are left to other calls.
     dst
         Where in ``out`` each row's first element goes.
+    past_cache
+        Whether ``out`` is so large that what is written is gone from the cache before it is read. A
+        :func:`~daodask._intrinsics.fence` has to follow then.
     """
     src_stop = src_start + len(src)
     for r in range(np.searchsorted(high, src_start, side="right"), len(low)):
@@ -44,59 +58,87 @@ def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any) -
             n = np.uint64(last - first)
             a = np.uint64(first - src_start)
             b = np.uint64(dst[r] + first - low[r])
-            for k in range(n):
-                out[b + k] = src[a + k]
+            if past_cache:
+                _stream_run(src, a, out, b, n)
+            else:
+                for k in range(n):
+                    out[b + k] = src[a + k]
 
 
-@_jit
+@compiled
+def _stream_run(src: Any, a: Any, out: Any, b: Any, n: Any) -> None:
+    """``out[b : b + n] = src[a : a + n]``: whole cache lines past the cache, what is around them as usual."""
+    lanes: Any = np.uint64(LANES)
+    element = np.uint64(out.ctypes.data) // np.uint64(out.itemsize) + b
+    head: Any = min(n, (lanes - element % lanes) % lanes)
+    whole = head + (n - head) // lanes * lanes
+    for k in range(head):
+        out[b + k] = src[a + k]
+    for k in range(head, whole, lanes):
+        stream(out, b + k, src, a + k)
+    for k in range(whole, n):
+        out[b + k] = src[a + k]
+
+
+@compiled
 def scatter_dense(
-    columns: Any, values: Any, src_start: int, low: Any, high: Any, place: Any, lookup: Any, row: Any, out: Any
+    columns: Any, values: Any, src_start: int, low: Any, high: Any, place: Any, lookup: Any, found: Any, out: Any
 ) -> int:
     """Put rows' values of a pair of chunks into a dense array.
 
-    A row is filled in ``row``, which stays in cache, and copied out whole when its last element was there; what a
-    chunk ends with is there still when the next chunk comes. ``row`` has two more entries than ``out`` has columns,
-    zero as all others between rows, so that there is no branch in the innermost loop.
+    Where few columns are wanted most values are not, in no order that a processor could foresee: first it is noted
+    without a branch which are, then these alone are put down.
 
     Parameters
     ----------
     columns, values, src_start
         Decoded chunks, and the element that the first of each is.
     low, high, place
-        Element bounds of each row, increasing, and the row of ``out`` that it becomes.
+        Element bounds of each row, increasing, and the row of ``out`` that it becomes. A row begins with zeros when its
+        first element comes; chunks come in order.
     lookup
-        Entry of ``row`` per column; the last but one for columns that are not wanted. It has one more entry than there
-        are columns, the last, for all columns that there should not be.
+        Pair: whether a column is wanted, and which one it becomes. The former has one more entry than there are
+        columns, which is true, for all columns that there should not be.
+    found
+        Scratch, as long as a chunk.
 
     Returns
     -------
     int
-        How many rows have such columns: none of a sound matrix.
+        How many elements are of columns that there should not be: none of a sound matrix.
     """
+    wanted, target = lookup
     src_stop = src_start + len(columns)
-    beyond = np.uint32(len(lookup) - 1)
-    width = out.shape[1]
+    beyond = np.uint32(len(target))
     strange = 0
     for r in range(np.searchsorted(high, src_start, side="right"), len(low)):
         if low[r] >= src_stop:
             break
         if r > 0 and low[r] == low[r - 1] and high[r] == high[r - 1]:
-            # The same row once more: what was filled of it is gone when it is complete.
+            # The same row once more.
             if high[r] <= src_stop:
                 out[place[r], :] = out[place[r - 1], :]
             continue
+        row = out[place[r]]
+        if low[r] >= src_start:
+            row[:] = 0
         first = max(low[r], src_start) - src_start
         last = min(high[r], src_stop) - src_start
+        n = np.uint64(0)
         for k in range(np.uint64(first), np.uint64(max(first, last))):
-            row[lookup[min(np.uint32(columns[k]), beyond)]] = values[k]
-        if high[r] <= src_stop:
-            strange += row[width + 1] != 0
-            out[place[r], :] = row[:width]
-            row[:] = 0
+            found[n] = k
+            n += np.uint64(wanted[min(np.uint32(columns[k]), beyond)])
+        for i in range(n):
+            k = found[i]
+            column = np.uint32(columns[k])
+            if column < beyond:
+                row[target[column]] = values[k]
+            else:
+                strange += 1
     return strange
 
 
-@_jit
+@compiled
 def count_selected(indices: Any, indptr: Any, lookup: Any, counts: Any) -> int:
     """Number of elements per row whose column is selected; returns how many are of no column at all."""
     n_vars = np.uint64(len(lookup))
@@ -113,7 +155,7 @@ def count_selected(indices: Any, indptr: Any, lookup: Any, counts: Any) -> int:
     return strange
 
 
-@_jit
+@compiled
 def gather_selected(
     indices: Any, data: Any, indptr: Any, lookup: Any, out_indptr: Any, out_indices: Any, out_data: Any
 ) -> None:
@@ -126,3 +168,122 @@ def gather_selected(
                 out_indices[n] = target
                 out_data[n] = data[k]
                 n += 1
+
+
+# -- building: a study's columns onto those of the feature space -------------------------------------------------------
+
+#: Position of the only set bit of a 64-bit word, by its product with a de Bruijn sequence.
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT_POSITION = np.zeros(64, dtype=np.uint8)
+for _bit in range(64):
+    _BIT_POSITION[((0x03F79D71B4CB0A89 << _bit) & (2**64 - 1)) >> 58] = _bit
+
+
+@compiled
+def whole_numbers(values: Any, most: Any) -> tuple[bool, int, int]:
+    """Whether all values are whole numbers from 0 to ``most``, a value of their dtype below 2**31; largest and sum."""
+    as_value = values.dtype.type
+    # Of the values' own dtype: with a plain 0 the loop would compute in float64.
+    zero = as_value(0)
+    strange: Any = np.int32(0)
+    largest: Any = np.int32(0)
+    total: Any = 0
+    for k in range(len(values)):
+        value = values[k]
+        # Written so that NaN, which compares false, is strange.
+        inside = (value >= zero) & (value <= most)
+        whole = np.int32(value if inside else zero)
+        strange |= np.int32(as_value(whole) != value)
+        largest = max(largest, whole)
+        total += whole
+    return strange == 0, largest, total
+
+
+@compiled
+def place_rows(
+    columns: Any, values: Any, indptr: Any, lookup: Any, ascending: bool, sums: Any, words: Any, out: Any
+) -> tuple[int, bool, bool]:
+    """Put rows of a CSR block onto other columns: sorted, added up where several meet, without zeros.
+
+    A row whose columns come in order is written as it is. Another is added up in ``sums`` while ``words`` notes which
+    columns it has, 64 to a word, and is read off in their order: both stay in cache, and nothing is sorted.
+
+    Parameters
+    ----------
+    columns, values, indptr
+        The block, in any order within a row.
+    lookup
+        New column per column, the number of new columns for one that is dropped. It has one more entry than there are
+        columns, one above that number, for all columns that there should not be.
+    ascending
+        Whether kept columns keep their order, so that it is worth trying without sorting.
+    sums, words
+        Zeros, and zeros again afterwards: an entry for each number that ``lookup`` holds, a bit for each.
+    out
+        Columns, values, row bounds and the largest allowed value: the arrays have room for all elements of the block.
+
+    Returns
+    -------
+    tuple
+        Elements written; whether there are columns that there should not be; and whether a sum is larger than allowed,
+        so that what was written is of no use.
+    """
+    out_columns, out_values, out_indptr, allowed = out
+    n_columns = lookup.dtype.type(len(sums) - 2)
+    beyond = np.uint64(len(lookup) - 1)
+    zero, one = values.dtype.type(0), lookup.dtype.type(1)
+    n, strange, exceeded = 0, False, False
+    out_indptr[0] = 0
+    for r in range(len(indptr) - 1):
+        first, last = np.uint64(indptr[r]), np.uint64(indptr[r + 1])
+        begin = n
+        in_order = ascending
+        if ascending:
+            following = lookup.dtype.type(0)
+            for k in range(first, last):
+                column = lookup[min(np.uint64(columns[k]), beyond)]
+                value = values[k]
+                kept = (column < n_columns) & (value != zero)
+                in_order &= (not kept) | (column >= following)
+                following = column + one if kept else following
+                strange |= column > n_columns
+                out_columns[n] = column
+                out_values[n] = value
+                n += kept
+            if not in_order:
+                n = begin
+        if not in_order:
+            for k in range(first, last):
+                column = lookup[min(np.uint64(columns[k]), beyond)]
+                sums[column] += sums.dtype.type(values[k])
+                words[column >> np.uint32(6)] |= np.uint64(1) << np.uint64(column & np.uint32(63))
+            for w in range(len(words)):
+                word = words[w]
+                words[w] = np.uint64(0)
+                start = np.uint64(w) << np.uint64(6)
+                while word:
+                    rest = word & (word - np.uint64(1))
+                    column = start + np.uint64(_BIT_POSITION[((word ^ rest) * _DE_BRUIJN) >> np.uint64(58)])
+                    word = rest
+                    total = sums[column]
+                    sums[column] = 0
+                    if column < n_columns:
+                        exceeded |= total > allowed
+                        out_columns[n] = column
+                        out_values[n] = total
+                        n += total != 0
+                    else:
+                        strange |= column > n_columns
+        out_indptr[r + 1] = n
+    return n, strange, exceeded
+
+
+@compiled
+def row_sums(values: Any, indptr: Any, sums: Any) -> None:
+    """Sum of each row's values, added up in the dtype of ``sums``."""
+    as_sum = sums.dtype.type
+    for r in range(len(sums)):
+        total = as_sum(0)
+        for k in range(np.uint64(indptr[r]), np.uint64(indptr[r + 1])):
+            total += as_sum(values[k])
+        sums[r] = total

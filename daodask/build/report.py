@@ -1,4 +1,4 @@
-"""What a build did: per study and as a whole, as values, as a terminal table and as JSON."""
+"""What a build did: per study and as a whole, as values, as a terminal table, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["BuildReport", "StudyReport", "table"]
+from daodask.build.depth import Depth
+from daodask.format.manifest import DatasetInfo
+from daodask.types import Label
+
+__all__ = ["BuildReport", "LabelCounts", "StudyReport", "table"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """Cells of a study per label of one obs column, aligned, and those without a label."""
+
+    column: str
+    labels: tuple[Label, ...]
+    counts: tuple[int, ...]
+    n_missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +46,26 @@ class StudyReport:
         that the study did not measure.
     genes_dropped
         Source genes without a place, by reason.
+    genes_ambiguous
+        Names that stand for several genes and so were dropped, with the ids of those.
     counts_total, counts_kept
         Sum over X in the source, and of what was kept; NaN where X has values that have no sum.
+    depth
+        Histograms of the cells' sums and numbers of genes, of what was kept.
+    features
+        Name of its feature space.
+    kind
+        Of X: ``"counts"``, ``"normalised"`` or ``"other"``.
+    nbytes
+        Bytes of its dataset in the store.
+    labels
+        Cells per label of each categorical obs column, as the snapshot has them.
+    seconds
+        Wall time of each stage, from when its first task was handed out to the end of its last. Studies go through
+        their stages side by side.
+    phases
+        Seconds that its tasks spent in each phase (read, map, encode, write), summed over them. Those whose receipts
+        were there already took none.
     """
 
     id: str
@@ -44,8 +76,16 @@ class StudyReport:
     genes_summed: int = 0
     genes_padded: int = 0
     genes_dropped: Mapping[str, int] = field(default_factory=dict)
+    genes_ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     counts_total: float = 0.0
     counts_kept: float = 0.0
+    depth: Depth = field(default_factory=Depth)
+    features: str = ""
+    kind: str = ""
+    nbytes: int = 0
+    labels: tuple[LabelCounts, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    phases: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def kept_percent(self) -> float:
@@ -65,16 +105,32 @@ class StudyReport:
             "genes_summed",
             "genes_padded",
             "genes_dropped",
+            "genes_ambiguous",
             "counts_total",
             "counts_kept",
+            "depth",
         )
         return {name: value for name, value in dataclasses.asdict(self).items() if name in kept}
 
     @classmethod
-    def from_facts(cls, id: str, status: str, facts: Mapping[str, Any]) -> StudyReport:  # noqa: A002  as the field
-        """The report of what a snapshot keeps; sums that JSON lacks are ``None`` there."""
-        known: dict[str, Any] = {name: math.nan if value is None else value for name, value in facts.items()}
-        return cls(id, status, **known)
+    def of_dataset(cls, dataset: DatasetInfo, status: str) -> StudyReport:
+        """The report of a dataset as the snapshot has it; sums that JSON lacks are ``None`` there."""
+        known: dict[str, Any] = {n: math.nan if value is None else value for n, value in dataset.report.items()}
+        known["depth"] = Depth.from_dict(known.get("depth", {}))
+        known["genes_ambiguous"] = {n: tuple(ids) for n, ids in known.get("genes_ambiguous", {}).items()}
+        return cls(
+            dataset.id,
+            status,
+            **known,
+            features=dataset.features,
+            kind=dataset.matrix["X"].kind,
+            nbytes=dataset.nbytes,
+            labels=tuple(
+                LabelCounts(c.name, c.categories, c.counts, c.n_missing)
+                for c in dataset.columns
+                if c.dtype == "category"
+            ),
+        )
 
 
 _GOOD: Final = ("built", "replaced", "unchanged")
@@ -96,6 +152,14 @@ class BuildReport:
         A report per study of the build file, in its order.
     seconds
         Wall time.
+    created
+        When it ended, as ISO time stamp in UTC.
+    genes
+        Genes of each feature space, by name.
+    schema
+        Obs columns that the build file declares.
+    versions
+        Of daodask and of the libraries that the bytes depend on.
     """
 
     url: str
@@ -103,6 +167,10 @@ class BuildReport:
     committed: bool
     studies: tuple[StudyReport, ...]
     seconds: float
+    created: str = ""
+    genes: Mapping[str, int] = field(default_factory=dict)
+    schema: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -113,6 +181,17 @@ class BuildReport:
         """The report as JSON text, with ``null`` for numbers that JSON lacks."""
         value = dataclasses.asdict(self, dict_factory=_with_nulls)
         return json.dumps(value, allow_nan=False, indent=2, ensure_ascii=False)
+
+    def to_html(self) -> str:
+        """The report as one HTML page that needs nothing else: no script, no other file, no network."""
+        from daodask.build._report_html import report_page
+
+        return report_page(self)
+
+    def _repr_html_(self) -> str:
+        from daodask.build._report_html import report_card
+
+        return report_card(self)
 
     def __repr__(self) -> str:
         rows = [_row(s) for s in self.studies]

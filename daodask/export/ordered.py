@@ -1,0 +1,54 @@
+"""Work side by side, results one after another: a bounded number of them at any time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from daodask._environment import check_cluster
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["in_order"]
+
+R = TypeVar("R")
+
+
+def in_order(
+    function: Callable[..., R], arguments: Sequence[tuple[Any, ...]], *, client: Client | None = None, threads: int = 1
+) -> Iterator[R]:
+    """Results of calls in the order of their arguments (computes).
+
+    Parameters
+    ----------
+    function, arguments
+        What is called, once with each of the arguments.
+    client
+        Of a cluster that does it: two calls for each of its threads are under way, and their results come here.
+    threads
+        Of this process, where there is no client: one call more than threads is under way or waits to be taken.
+    """
+    if client is not None:
+        check_cluster(client)
+        depth = max(1, 2 * sum(client.nthreads().values()))
+        yield from _ahead(lambda a: client.submit(function, *a, pure=False), arguments, depth)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="daodask-export") as pool:
+        yield from _ahead(lambda a: pool.submit(function, *a), arguments, threads + 1)
+
+
+def _ahead(submit: Callable[[tuple[Any, ...]], Any], arguments: Sequence[tuple[Any, ...]], depth: int) -> Iterator[Any]:
+    pending: deque[Any] = deque()
+    try:
+        for call in arguments:
+            pending.append(submit(call))
+            if len(pending) >= depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
