@@ -142,13 +142,13 @@ def read_obs(
         if name == "dataset":
             values = pd.Series(
                 pd.Categorical.from_codes(
-                    np.full(block.n_obs, list(dataset_ids).index(block.id)), dtype=_category(column)
+                    np.full(block.n_obs, list(dataset_ids).index(block.id)), dtype=category_dtype(column)
                 )
             )
         elif name in table.column_names:
-            values = _conform(table.column(name), column)
+            values = conform(table.column(name), column)
         else:
-            values = _conform(pa.chunked_array([pa.nulls(block.n_obs, _arrow_type(column))]), column)
+            values = conform(pa.chunked_array([pa.nulls(block.n_obs, arrow_type(column))]), column)
         series[name] = values
     index = pd.Index(block.local_rows + block.offset, dtype=np.int64)
     frame = pd.DataFrame(series, columns=wanted)
@@ -158,7 +158,7 @@ def read_obs(
 def empty_obs(schema: Sequence[ObsColumn], dataset_ids: Sequence[str]) -> pd.DataFrame:
     """The frame that :func:`read_obs` returns, without a row: its dtypes are the store's."""
     columns = (ObsColumn("dataset", "category", tuple(dataset_ids)), ObsColumn(OBS_NAMES, "string"), *schema)
-    series = {c.name: _conform(pa.chunked_array([pa.nulls(0, _arrow_type(c))]), c) for c in columns}
+    series = {c.name: conform(pa.chunked_array([pa.nulls(0, arrow_type(c))]), c) for c in columns}
     return pd.DataFrame(series).set_axis(pd.Index([], dtype=np.int64), axis=0)
 
 
@@ -195,32 +195,32 @@ def _parquet_metadata(location: StoreLocation) -> pq.FileMetaData:
         return pq.read_metadata(file)
 
 
-def _arrow_type(column: ObsColumn) -> pa.DataType:
+def arrow_type(column: ObsColumn) -> pa.DataType:
     if column.dtype in ("category", "string"):
         return pa.string()
     return pa.bool_() if column.dtype == "bool" else pa.from_numpy_dtype(np.dtype(column.dtype))
 
 
-def _category(column: ObsColumn) -> pd.CategoricalDtype:
+def category_dtype(column: ObsColumn) -> pd.CategoricalDtype:
     categories = pd.Index(list(column.categories), dtype=None if column.categories else object)
     if categories.inferred_type == "string":
         categories = categories.astype(object)
     return pd.CategoricalDtype(categories, column.ordered)
 
 
-def _conform(values: pa.ChunkedArray, column: ObsColumn) -> pd.Series:
+def conform(values: pa.ChunkedArray, column: ObsColumn) -> pd.Series:
     """Values of one dataset in the dtype of the store."""
     if pa.types.is_dictionary(values.type) and column.dtype != "category":
         values = values.cast(values.type.value_type)
     if column.dtype == "category":
-        return _categorical(values, _category(column))
+        return _categorical(values, category_dtype(column))
     if column.dtype == "string":
         return pd.Series(values.to_numpy(zero_copy_only=False), dtype=object)
     target = np.dtype(column.dtype)
     if column.nullable and target.kind in "iub":
         name = "boolean" if target.kind == "b" else target.name.replace("int", "Int").replace("uI", "UI")
         nullable = pd.api.types.pandas_dtype(name)
-        converted: pd.Series = values.cast(_arrow_type(column)).to_pandas(types_mapper=lambda _: nullable)
+        converted: pd.Series = values.cast(arrow_type(column)).to_pandas(types_mapper=lambda _: nullable)
         return converted
     return pd.Series(values.to_numpy(zero_copy_only=False)).astype(target)
 

@@ -101,7 +101,8 @@ def _build(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.report:
-        _write_text(arguments.report, report.to_json())
+        is_page = arguments.report.lower().endswith((".html", ".htm"))
+        _write_text(arguments.report, report.to_html() if is_page else report.to_json())
     _print(report.headline() if arguments.quiet else report)
     return OK if report.ok else FAILED
 
@@ -160,6 +161,74 @@ def _validate(arguments: argparse.Namespace) -> int:
     return OK if report.ok else FAILED
 
 
+def _remove(arguments: argparse.Namespace) -> int:
+    from daodask.removal import remove_datasets
+
+    snapshot = remove_datasets(arguments.url, arguments.ids, message=arguments.message)
+    ids = ", ".join(dict.fromkeys(arguments.ids))
+    _print(f"{arguments.url}: snapshot {snapshot.number} committed without {ids}; earlier snapshots have them still")
+    return OK
+
+
+def _log(arguments: argparse.Namespace) -> int:
+    from daodask.history import read_log
+
+    log = read_log(arguments.url)
+    _print(log.to_json() if arguments.json else log)
+    return OK
+
+
+def _vacuum(arguments: argparse.Namespace) -> int:
+    from daodask.vacuum import plan_vacuum
+
+    plan = plan_vacuum(arguments.url, grace=arguments.grace, keep_snapshots=arguments.keep_snapshots)
+    if arguments.delete:
+        _print(plan.run())
+    else:
+        _print(f"{plan}\nnothing was removed: --delete does it")
+    return OK
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from daodask.export.run import export_store
+    from daodask.store import open_store
+
+    store = open_store(arguments.url, features=arguments.features, snapshot=arguments.snapshot)
+    if arguments.where is not None:
+        store = store.subset(arguments.where)
+    if arguments.genes is not None:
+        store = store[:, _read_names(arguments.genes)]
+    with (
+        open_client(arguments.workers, arguments.threads, arguments.scheduler) as client,
+        show_progress(quiet=arguments.quiet) as progress,
+    ):
+        report = export_store(
+            store,
+            arguments.target,
+            format=arguments.format,
+            layers=arguments.layers,
+            dtype=arguments.dtype,
+            codec=arguments.codec,
+            **({} if arguments.block_rows is None else {"block_rows": arguments.block_rows}),
+            shuffle=arguments.shuffle,
+            seed=arguments.seed,
+            overwrite=arguments.overwrite,
+            client=client,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    _print(report.headline() if arguments.quiet else report)
+    return OK if report.ok else FAILED
+
+
+def _read_names(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    except OSError as error:  # of a list, not of a store
+        raise SpecError(f"--genes: expected a file with a gene id or symbol per line: {error}") from error
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from daodask.batches.schedule import Shuffled
     from daodask.bench import bench_store
@@ -211,7 +280,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"daodask {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_info, _add_validate, _add_bench, _add_demo):
+    for add in (
+        _add_build,
+        _add_info,
+        _add_validate,
+        _add_export,
+        _add_log,
+        _add_remove,
+        _add_vacuum,
+        _add_bench,
+        _add_demo,
+    ):
         add(commands.add_parser)
     return parser
 
@@ -240,7 +319,7 @@ def _add_build(add_parser: _AddParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     parser.add_argument("--replace", action="store_true", help="put studies that changed in the place of what is there")
     _add_cluster(parser)
-    parser.add_argument("--report", metavar="FILE.json", help="write the report there too, as JSON")
+    parser.add_argument("--report", metavar="FILE", help="write the report there too: as a page to *.html, else JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress, and the report in one line")
 
 
@@ -256,6 +335,58 @@ def _add_validate(add_parser: _AddParser) -> None:
     _add_cluster(parser, in_process=True)
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_export(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "export", _export, _EXPORT_ABOUT, _EXPORT_EXAMPLES)
+    _add_store(parser, several=False)
+    parser.add_argument("target", metavar="OUT", help="path or URL: *.h5ad, *.zarr, or anything else for a store")
+    parser.add_argument("--format", choices=("h5ad", "zarr", "store"), help="of OUT, where its name does not tell")
+    parser.add_argument("--where", metavar="QUERY", help="only cells that meet it, as: \"cell_type == 'B cell'\"")
+    parser.add_argument("--genes", metavar="FILE", help="only these: a gene id or symbol per line, in their order")
+    parser.add_argument("--layers", metavar="NAME", nargs="*", help="only these layers (default: all; none: no layer)")
+    parser.add_argument(
+        "--dtype", choices=("stored", "float32", "float64"), help="of values (default: float32 in files)"
+    )
+    parser.add_argument("--codec", choices=("lz4", "zstd", "gzip", "none"), help="default: lz4; of h5ad: none, or gzip")
+    parser.add_argument("--block-rows", metavar="N", type=_natural(1), help="cells of a block (default: 16384)")
+    parser.add_argument(
+        "--shuffle", choices=("none", "within", "global"), default="none", help="cells of another store (default: none)"
+    )
+    parser.add_argument("--seed", metavar="N", type=_natural(0), default=0, help="of the shuffle (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="put it in the place of what is there")
+    _add_cluster(parser, in_process=True)
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_remove(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "remove", _remove, _REMOVE_ABOUT, _REMOVE_EXAMPLES)
+    parser.add_argument("url", metavar="URL", help="the store: path or URL")
+    parser.add_argument("ids", metavar="ID", nargs="+", help="dataset to remove")
+    parser.add_argument("--message", metavar="TEXT", default="", help="why, for the log")
+
+
+def _add_log(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "log", _log, _LOG_ABOUT, _LOG_EXAMPLES)
+    parser.add_argument("url", metavar="URL", help="the store: path or URL")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_vacuum(add_parser: _AddParser) -> None:
+    parser = _add(add_parser, "vacuum", _vacuum, _VACUUM_ABOUT, _VACUUM_EXAMPLES)
+    parser.add_argument("url", metavar="URL", help="the store: path or URL")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="say what would be removed; the default")
+    what.add_argument("--delete", action="store_true", help="remove it")
+    parser.add_argument(
+        "--grace", metavar="TIME", default="7d", help="leave what is younger: 90s, 30m, 12h, 7d, 2w (default: 7d)"
+    )
+    parser.add_argument(
+        "--keep-snapshots",
+        metavar="N",
+        type=_natural(1),
+        help="keep the N newest snapshots, and remove older ones (default: keep all)",
+    )
 
 
 def _add_bench(add_parser: _AddParser) -> None:
@@ -309,7 +440,7 @@ def _add_store(parser: argparse.ArgumentParser, *, several: bool = True) -> None
 def _add_cluster(parser: argparse.ArgumentParser, *, in_process: bool = False) -> None:
     """Where to work: by default on a local cluster, or in this process on as many threads as there are cores."""
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--scheduler", metavar="ADDRESS", help="work on a running Dask cluster, as tcp://10.0.0.5:8786")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="of a running cluster: tcp://…, tls://…, or its file")
     where.add_argument("--workers", **_workers(0 if in_process else None))
     parser.add_argument("--threads", **_threads(default_workers() if in_process else 1))
 
@@ -403,6 +534,72 @@ examples:
   daodask validate atlas --json | jq .findings
 
 exit codes: 0 valid, 1 not valid, 2 there is no such feature space, 3 there is no store at the URL, or it can't be read
+"""
+
+_EXPORT_ABOUT = """\
+Take cells and genes out of a store: into one h5ad file, one AnnData zarr, or another store.
+
+An h5ad or zarr holds what store.to_anndata() returns. Another store may have another codec and other blocks, and keeps
+the datasets apart. Nothing half-written is ever seen under the name of OUT.
+"""
+
+_EXPORT_EXAMPLES = """\
+examples:
+  daodask export atlas atlas.h5ad                     all of it, block by block: memory does not grow with it
+  daodask export atlas bcells.h5ad --where "cell_type == 'B cell' and n_counts > 500"
+  daodask export atlas markers.zarr --genes markers.txt --workers 4
+  daodask export gs://bucket/atlas cold --codec zstd --block-rows 65536
+
+exit codes: 0 written, 1 a dataset was refused or failed, 2 the command can't be meant, or OUT is taken, 3 there is no
+store at the URL
+"""
+
+_REMOVE_ABOUT = """\
+Remove datasets from a store: by a new snapshot that does not name them.
+
+Their files stay, as earlier snapshots have them still; `daodask vacuum --keep-snapshots` removes what no snapshot names
+any more.
+"""
+
+_REMOVE_EXAMPLES = """\
+examples:
+  daodask remove atlas pbmc_facs
+  daodask remove gs://bucket/atlas pbmc_facs liver --message "consent withdrawn"
+  daodask vacuum atlas --keep-snapshots 1 --grace 0 --delete     and their files too, for good
+
+exit codes: 0 removed, 2 there is no such dataset, 3 there is no store at the URL, or it can't be read
+"""
+
+_LOG_ABOUT = """\
+List the snapshots of a store, newest first: who committed them, when and what changed.
+
+Who is $DAODASK_AUTHOR of that time, or user@host.
+"""
+
+_LOG_EXAMPLES = """\
+examples:
+  daodask log gs://bucket/atlas
+  daodask log atlas --json | jq '.entries[] | {snapshot, author, added}'
+  daodask info atlas --snapshot 2                     what it held then
+
+exit codes: 0 shown, 3 there is no store at the URL, or it can't be read
+"""
+
+_VACUUM_ABOUT = """\
+Remove what no snapshot names: replaced and removed datasets, half-built ones, scratch. Without --delete: say what.
+
+What was written within the grace time is left alone, as a builder may be about to commit it. Files that daodask has not
+named are never touched. Interrupted at any point it leaves a whole store.
+"""
+
+_VACUUM_EXAMPLES = """\
+examples:
+  daodask vacuum atlas                                what there is to remove
+  daodask vacuum gs://bucket/atlas --delete
+  daodask vacuum atlas --keep-snapshots 5 --delete    older ones can't be opened any more
+  daodask vacuum atlas --grace 0 --delete             only where nobody is building
+
+exit codes: 0 done or shown, 2 a time that can't be meant, 3 there is no store at the URL, or it can't be read
 """
 
 _BENCH_ABOUT = """\

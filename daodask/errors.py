@@ -12,6 +12,7 @@ from collections.abc import Iterable
 __all__ = [
     "BuildError",
     "ClusterError",
+    "ClusterVersionError",
     "CommitError",
     "CorruptStoreError",
     "DaodaskError",
@@ -52,6 +53,10 @@ class BuildError(DaodaskError, RuntimeError):
 
 class ClusterError(DaodaskError, ConnectionError):
     """The Dask cluster to work on can't be reached."""
+
+
+class ClusterVersionError(ClusterError):
+    """The Dask cluster has other versions of Python, daodask or a library than this process."""
 
 
 class CommitError(DaodaskError, RuntimeError):

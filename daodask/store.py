@@ -426,7 +426,12 @@ class Store:
         known = {c.name: c.categories for c in self.obs_schema if c.dtype == "category"}
         known["dataset"] = self.dataset_ids
         for leaf in _leaves(condition):
-            for value in leaf.values if leaf.column in known else ():
+            if not leaf.strict and leaf.column in known and not set(leaf.values) & set(known[leaf.column]):
+                hint = suggest("", known[leaf.column])
+                raise UnknownNameError(
+                    f"no cell of the store has one of these {len(leaf.values)} {leaf.column}; {hint}"
+                )
+            for value in leaf.values if leaf.strict and leaf.column in known else ():
                 if value not in known[leaf.column]:
                     raise UnknownNameError(
                         f"no cell of the store has {leaf.column} = {value!r}; {suggest(value, known[leaf.column])}"

@@ -1,6 +1,5 @@
 """The command line: what it prints, what it leaves, and its exit codes."""
 
-import io
 import json
 import os
 import subprocess
@@ -87,7 +86,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert run.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["build", "info", "validate", "bench", "demo"])
+@pytest.mark.parametrize("command", ["build", "info", "validate", "vacuum", "remove", "log", "export", "bench", "demo"])
 def test_each_command_teaches_by_examples(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -242,6 +241,9 @@ def test_a_refused_study_is_reported_and_the_others_are_in(studies, tmp_path, ca
     assert "snapshot 1 committed; 2 built, 0 unchanged, 1 refused or failed" in shown.out
     assert "halves: refused: expected counts" in shown.out
     written = json.loads(report.read_text(encoding="utf-8"))
+    page = tmp_path / "report.html"
+    assert main([*arguments, "--quiet", "--report", str(page)]) == 1
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert [study["status"] for study in written["studies"]] == ["built", "built", "refused"]
     assert daodask.open_store(tmp_path / "out").n_obs == 50
 
@@ -263,8 +265,9 @@ def test_progress_is_lines_where_there_is_no_terminal(studies, tmp_path, capsys)
     arguments = ["build", str(studies / "atlas.yaml"), str(tmp_path / "out"), "--workers", "0", "--threads", "2"]
     assert main(arguments) == 0
     shown = capsys.readouterr()
-    lines = shown.err.splitlines()
-    assert {"one: inspect 1/1", "one: stage 1/1", "two: inspect 1/1", "two: stage 1/1"} <= set(lines)
+    lines = {line.partition(" %  ")[2] for line in shown.err.splitlines()}
+    assert {"one: inspect 1/1", "one: stage 1/1", "two: inspect 1/1", "two: stage 1/1"} <= lines
+    assert " 100 %  " in shown.err.splitlines()[-1]
     assert "\x1b" not in shown.out + shown.err
 
 
@@ -275,28 +278,6 @@ def test_quiet_is_one_line(studies, store, capsys):
     assert len(shown.out.splitlines()) == 1
 
 
-def test_progress_is_a_bar_per_stage_on_a_terminal(monkeypatch):
-    from daodask._terminal import show_progress
-
-    terminal = _Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    with show_progress() as progress:
-        progress("one", "stage", 1, 4)
-        progress("two", "stage", 2, 2)
-        progress("two", "write", 1, 3)
-        assert [(t.description, t.completed, t.total) for t in progress.bars.tasks] == [
-            ("stage", 3, 6),
-            ("write", 1, 3),
-        ]
-    assert "stage" in terminal.getvalue()
-
-
-class _Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 def test_a_build_on_a_local_cluster_leaves_nothing_but_the_store(studies, store, tmp_path):
     work, temporary = tmp_path / "work", tmp_path / "tmp"
     work.mkdir()
@@ -305,7 +286,7 @@ def test_a_build_on_a_local_cluster_leaves_nothing_but_the_store(studies, store,
     run = _run(*arguments, cwd=work, env={**_environment(), "TMPDIR": str(temporary)})
     assert run.returncode == 0, run.stderr
     assert "snapshot 1 committed; 2 built" in run.stdout
-    assert {line.partition(":")[0] for line in run.stderr.splitlines()} == {"one", "two"}
+    assert {line.partition(" %  ")[2].partition(":")[0] for line in run.stderr.splitlines()} == {"one", "two"}
     assert [p.name for p in work.iterdir()] == ["atlas"]
     assert list(temporary.iterdir()) == []
     datasets = {path: data for path, data in _files(work / "atlas").items() if path.parts[0] == "datasets"}

@@ -35,7 +35,9 @@ def run(*arguments: object, **environment: str) -> str:
 
 
 def test_each_example_is_n_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"first_steps.py", "train_cell_types.py"}
+    # That gene_names.py prints what the README shows is tested in tests/build/test_gene_names.py.
+    tested = {"custom_source.py", "first_steps.py", "gene_names.py", "train_cell_types.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
 def test_first_steps() -> None:
@@ -49,6 +51,17 @@ def test_first_steps() -> None:
     for epoch in (0, 1):
         sizes = re.findall(rf"^epoch {epoch}: (\d+) cells × 200 genes", shown, re.MULTILINE)
         assert sizes == ["256", "256", "256", "232"]
+
+
+def test_a_source_of_ones_own() -> None:
+    shown = run(EXAMPLES / "custom_source.py")
+    assert "2 built, 0 unchanged, 0 refused or failed" in shown
+    assert re.search(r"^lung +30 +counts$", shown, re.MULTILINE)
+    (kept, given) = re.findall(r"counts of lung: (\d+) of (\d+)", shown)[0]
+    assert kept == given
+    code = (EXAMPLES / "custom_source.py").read_text(encoding="utf-8")
+    source = code[code.index("class TableSource") : code.index("# -- a store of two")]
+    assert len(source.strip().splitlines()) <= 40
 
 
 def test_training_without_pytorch_says_so_and_is_no_failure() -> None:

@@ -9,19 +9,25 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from daodask.build.genes import GeneLookup, GeneMap, check_matched, check_organism, map_genes
+from daodask.build.known import known_study, shuffled_with
+from daodask.build.qc import QCColumn, gene_masks, qc_columns
 from daodask.build.report import table
-from daodask.build.spec import BuildSpec, FeatureSpec, SchemaColumn, StudySpec
+from daodask.build.schema import SchemaColumn
+from daodask.build.shuffling import ShuffleSpec
+from daodask.build.spec import BuildSpec, FeatureSpec, StudySpec
 from daodask.errors import FeatureSpaceError, SelectionError, StreamlineError
 from daodask.format.features import FeatureSpace
 from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, ObsmInfo, Snapshot, merge_schema
 from daodask.format.spec import DATASETS, FORMAT_VERSION, SCRATCH, Layout, dataset_path
-from daodask.sources.base import Fingerprint
+from daodask.sources.base import Fingerprint, Parts
 from daodask.storage import StoreLocation
+from daodask.types import BoolArray
 
-__all__ = ["BuildPlan", "Recipe", "Space", "StudyFacts", "StudyPlan", "make_plan", "with_datasets"]
+__all__ = ["BuildPlan", "Recipe", "Space", "StudyFacts", "StudyPlan", "group_path", "make_plan", "with_datasets"]
 
 #: Part of every dataset's fingerprint: raised when the same input would be streamlined to other bytes.
 _STREAMLINE_VERSION: Final = 1
@@ -30,10 +36,15 @@ _STREAMLINE_VERSION: Final = 1
 @cache
 def _encoders() -> str:
     """Libraries, with their versions, that decide how content becomes bytes."""
-    return ", ".join(f"{name} {version(name)}" for name in ("anndata", "numcodecs", "pyarrow", "zarr"))
+    return ", ".join(f"{name} {version(name)}" for name in ("anndata", "numcodecs", "numpy", "pyarrow", "zarr"))
 
 
 _TO_BUILD: Final = ("build", "replace")
+_MISSED: Final = (
+    "the cells of {0!r} were shuffled together with those of {1}, which this build does not have or can't build; add "
+    "them to the build file, as all are built again"
+)
+_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +67,12 @@ class StudyFacts:
         The few distinct values of the obs columns that name an organism.
     fingerprint
         Identity of its content.
+    parts
+        Of the matrices that have no row ranges: how they are cut.
+    matrix
+        That with the study's values, where the build file names several of which the first that is there is read.
+    symbols
+        Of its genes, where the build file says which var column has them.
     """
 
     n_obs: int
@@ -65,6 +82,9 @@ class StudyFacts:
     uns: Mapping[str, Any]
     organisms: pd.DataFrame
     fingerprint: Fingerprint
+    parts: Mapping[str, Parts] = field(default_factory=dict)
+    matrix: str = ""
+    symbols: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +111,8 @@ class Recipe:
     fingerprint
         Of all that the dataset's content depends on; with the versions of the libraries that write it, its token in
         paths, so that the same input finds its own receipts again and writes the same bytes to the same place.
+    qc_masks
+        Which source genes each percentage of ``qc`` is over.
     """
 
     study: StudySpec
@@ -99,6 +121,12 @@ class Recipe:
     genes: Mapping[str, GeneMap]
     blocks: tuple[int, ...]
     fingerprint: str
+    qc_masks: BoolArray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.bool_))
+
+    @property
+    def qc(self) -> tuple[QCColumn, ...]:
+        """What is measured of each cell."""
+        return qc_columns(self.study.qc, self.study.kind)
 
     @property
     def dataset_path(self) -> str:
@@ -110,6 +138,11 @@ class Recipe:
     def scratch_path(self) -> str:
         """Where staged blocks and receipts will be, below the store's URL."""
         return self.dataset_path.replace(DATASETS, SCRATCH, 1)
+
+    @property
+    def unshuffled_path(self) -> str:
+        """Where a dataset is built that will be shuffled into another, below the store's URL."""
+        return f"{self.scratch_path}/unshuffled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +159,15 @@ class StudyPlan:
         Why it is refused or failed.
     recipe
         What it will be made from; absent where looking at it failed.
-    known_report
-        What the store says of its dataset, where there is one already.
+    known
+        Its dataset in the store, where there is one already.
     """
 
     id: str
     action: str
     reason: str = ""
     recipe: Recipe | None = None
-    known_report: Mapping[str, Any] = field(default_factory=dict)
+    known: DatasetInfo | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,6 +180,8 @@ class BuildPlan:
     spaces: tuple[Space, ...]
     studies: tuple[StudyPlan, ...]
     snapshot: int
+    shuffle: ShuffleSpec = field(default_factory=ShuffleSpec)
+    gone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def todo(self) -> tuple[Recipe, ...]:
@@ -166,6 +201,7 @@ class BuildPlan:
             table(header, map(_row, self.studies)),
         ]
         lines += [f"\n{s.id}: {s.action}: {s.reason}" for s in self.studies if s.reason]
+        lines += [f"\n{s.id}: {_ambiguous(s.recipe)}" for s in self.studies if s.recipe and _ambiguous(s.recipe)]
         return "\n".join(lines)
 
 
@@ -176,6 +212,14 @@ def _layout_line(layout: Layout) -> str:
 
 def _of(organism: str) -> str:
     return f" of {organism}" if organism else ""
+
+
+def _ambiguous(recipe: Recipe) -> str:
+    """The names that stand for several genes and so are dropped; empty where there are none."""
+    names = recipe.genes[recipe.study.matrix].ambiguous
+    shown = "; ".join(f"{name} ({' or '.join(ids)})" for name, ids in list(names.items())[:_SHOWN])
+    more = "; …" if len(names) > _SHOWN else ""
+    return f"{len(names)} names stand for several genes and are dropped: {shown}{more}" if names else ""
 
 
 def _row(plan: StudyPlan) -> tuple[str, ...]:
@@ -211,7 +255,31 @@ def make_plan(
         _plan_study(study, by_name.get(study.features), facts[study.id], spec, current, replace_changed)
         for study in spec.studies
     )
-    return BuildPlan(location, spec.layout, spec.schema, tuple(spaces), _check_schema(studies, current), current.number)
+    gone: dict[str, tuple[str, ...]] = {}
+    if spec.shuffle.across:
+        studies, gone = _regroup(studies, current)
+    checked = _check_schema(studies, current, gone)
+    return BuildPlan(location, spec.layout, spec.schema, tuple(spaces), checked, current.number, spec.shuffle, gone)
+
+
+def _regroup(
+    studies: Iterable[StudyPlan], snapshot: Snapshot
+) -> tuple[tuple[StudyPlan, ...], dict[str, tuple[str, ...]]]:
+    """Have all studies built again that were shuffled with one that is replaced.
+
+    Returns them, and the datasets that go then, each with the studies that are in it.
+    """
+    plans = {s.id: s for s in studies}
+    gone: dict[str, tuple[str, ...]] = {}
+    for plan in [p for p in plans.values() if p.action == "replace"]:
+        datasets, members = shuffled_with(snapshot, plan.id)
+        absent = [m for m in members if m not in plans or plans[m].recipe is None or plans[m].action == "refused"]
+        if absent:
+            plans[plan.id] = replace(plan, action="refused", reason=_MISSED.format(plan.id, ", ".join(absent)))
+            continue
+        gone |= dict.fromkeys(datasets or (plan.id,), members or (plan.id,))
+        plans |= {m: replace(plans[m], action="replace") for m in members}
+    return tuple(plans.values()), gone
 
 
 def _check_spaces(snapshot: Snapshot, spaces: Mapping[str, Space]) -> None:
@@ -237,32 +305,42 @@ def _plan_study(
         return StudyPlan(study.id, *_refusal(facts))
     if space is None:  # the genes of its feature space could not be made: every study of it failed to be looked at
         return StudyPlan(study.id, "failed", f"feature space {study.features!r} could not be made")
+    study = replace(study, matrix=facts.matrix or study.matrix)
     try:
-        genes = _map_genes(study, space, facts)
+        organism, genes = _map_genes(study, space, facts)
+        masks = _qc_masks(study, space, facts, organism)
     except StreamlineError as error:
         return StudyPlan(study.id, *_refusal(error))
-    fingerprint = _fingerprint(study, spec, space, facts, genes)
-    recipe = Recipe(study, space, facts, genes, spec.layout.block_bounds(facts.n_obs), fingerprint)
+    fingerprint = _fingerprint(study, spec, space, facts, genes, masks)
+    recipe = Recipe(study, space, facts, genes, spec.layout.block_bounds(facts.n_obs), fingerprint, masks)
     action, reason = _action(study, fingerprint, snapshot, replace_changed)
-    known = snapshot.dataset.get(study.id)
-    return StudyPlan(study.id, action, reason, recipe, known.report if known else {})
+    return StudyPlan(study.id, action, reason, recipe, known_study(snapshot, study.id))
 
 
 def _refusal(error: Exception) -> tuple[str, str]:
     return ("refused" if isinstance(error, StreamlineError) else "failed"), str(error)
 
 
-def _map_genes(study: StudySpec, space: Space, facts: StudyFacts) -> dict[str, GeneMap]:
+def _map_genes(study: StudySpec, space: Space, facts: StudyFacts) -> tuple[str, dict[str, GeneMap]]:
+    """The study's organism, empty where nothing tells it, and where its genes go."""
     names = facts.genes[study.matrix]
-    declared = str(facts.uns.get("organism", ""))
-    check_organism(space.features, declared, names, facts.organisms, strict=bool(space.spec.organism))
-    maps = {matrix: map_genes(g, space.lookup, space.spec.duplicates) for matrix, g in facts.genes.items()}
+    declared = str(facts.uns.get("organism") or facts.uns.get("organism_ontology_term_id") or "")
+    organism = check_organism(space.features, declared, names, facts.organisms, strict=bool(space.spec.organism))
+    rules = space.spec.duplicates, study.names
+    maps = {matrix: map_genes(g, space.lookup, *rules) for matrix, g in facts.genes.items()}
     check_matched(maps[study.matrix], space.features, space.spec.min_matched)
-    return maps
+    return organism or space.features.organism, maps
+
+
+def _qc_masks(study: StudySpec, space: Space, facts: StudyFacts, organism: str) -> BoolArray:
+    """Which of the study's genes each percentage is over, by name, symbol of the reference or of the study itself."""
+    names = facts.genes[study.matrix]
+    symbols = facts.symbols or [space.lookup.symbol(name, study.names) for name in names if study.qc.shares]
+    return gene_masks(study.qc, names, symbols, organism)
 
 
 def _action(study: StudySpec, fingerprint: str, snapshot: Snapshot, replace_changed: bool) -> tuple[str, str]:
-    known = snapshot.dataset.get(study.id)
+    known = known_study(snapshot, study.id)
     if known is None:
         return "build", ""
     if known.fingerprint == fingerprint:
@@ -276,7 +354,12 @@ def _action(study: StudySpec, fingerprint: str, snapshot: Snapshot, replace_chan
 
 
 def _fingerprint(
-    study: StudySpec, spec: BuildSpec, space: Space, facts: StudyFacts, genes: Mapping[str, GeneMap]
+    study: StudySpec,
+    spec: BuildSpec,
+    space: Space,
+    facts: StudyFacts,
+    genes: Mapping[str, GeneMap],
+    masks: BoolArray,
 ) -> str:
     """SHA-256 over everything that the dataset's bytes depend on, and nothing else: not where the source is."""
     made_from = {
@@ -287,7 +370,9 @@ def _fingerprint(
         "schema": spec.schema,
         "features": space.features.hash,
         "genes": {m: hashlib.sha256(g.target.tobytes()).hexdigest() for m, g in genes.items()},
+        "qc": hashlib.sha256(masks.tobytes()).hexdigest(),
         "layout": spec.layout,
+        **({"shuffle": spec.shuffle} if spec.shuffle.kind != "none" else {}),
     }
     return hashlib.sha256(_canonical(made_from).encode()).hexdigest()
 
@@ -303,7 +388,18 @@ def _canonical(value: Any) -> str:
     return repr(value)
 
 
-def _check_schema(studies: tuple[StudyPlan, ...], snapshot: Snapshot) -> tuple[StudyPlan, ...]:
+def group_path(recipes: Iterable[Recipe]) -> str:
+    """Where the cells of studies that are shuffled together will be, below the store's URL, as if in one dataset.
+
+    The id is of what they are made from, the token of what encodes them, too.
+    """
+    made_from = " ".join(r.fingerprint for r in recipes)
+    name = hashlib.sha256(made_from.encode()).hexdigest()[:8]
+    token = hashlib.sha256(f"{made_from} {_encoders()}".encode()).hexdigest()[:12]
+    return dataset_path(f"shuffled_{name}", token)
+
+
+def _check_schema(studies: tuple[StudyPlan, ...], snapshot: Snapshot, gone: Iterable[str]) -> tuple[StudyPlan, ...]:
     """Refuse studies whose obs columns don't go together with the store's, or with those of the studies before them."""
     accepted: dict[str, list[DatasetInfo]] = {}
     checked = []
@@ -313,8 +409,10 @@ def _check_schema(studies: tuple[StudyPlan, ...], snapshot: Snapshot) -> tuple[S
             checked.append(plan)
             continue
         name = recipe.space.features.name
-        others = accepted.setdefault(name, [d for d in snapshot.of_features(name) if d.id != plan.id])
-        candidate = DatasetInfo(plan.id, "", name, recipe.facts.n_obs, recipe.blocks, (), columns=recipe.facts.columns)
+        staying = [d for d in snapshot.of_features(name) if d.id not in gone and d.id != plan.id]
+        others = accepted.setdefault(name, staying)
+        columns = (*recipe.facts.columns, *(c.summary for c in recipe.qc))
+        candidate = DatasetInfo(plan.id, "", name, recipe.facts.n_obs, recipe.blocks, (), columns=columns)
         try:
             merge_schema([*others, candidate])
         except SelectionError as error:

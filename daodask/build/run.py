@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from daodask.build.genes import GeneLookup, feature_space, read_reference, read_synonyms
-from daodask.build.plan import BuildPlan, Recipe, Space, StudyFacts, StudyPlan, make_plan, with_datasets
+from daodask._version import __version__
+from daodask.build.commit import Committed, commit_datasets, is_resumable, tidy_up
+from daodask.build.genes import GeneLookup, feature_space, gene_list, read_reference, read_synonyms
+from daodask.build.known import known_study
+from daodask.build.plan import BuildPlan, Space, StudyFacts, StudyPlan, make_plan
 from daodask.build.report import BuildReport, StudyReport
+from daodask.build.shuffled import build_shuffled
 from daodask.build.spec import BuildSpec, FeatureSpec, StudySpec, load_spec
-from daodask.build.steps import build_study
 from daodask.build.tasks import inspect_study
+from daodask.build.together import Groups, shuffle_groups
 from daodask.drive import Progress, Steps, drive
-from daodask.errors import DaodaskError, SpecError, StoreNotFoundError, StreamlineError
+from daodask.errors import BuildError, DaodaskError, SpecError, StoreNotFoundError, StreamlineError
+from daodask.format.features import FeatureSpace
 from daodask.format.manifest import DatasetInfo, Snapshot
-from daodask.format.spec import feature_path
+from daodask.progress import ProgressLike, StageTimes, open_progress
 from daodask.runners import Runner, Task, open_runner
-from daodask.snapshots import commit_snapshot, latest_snapshot
+from daodask.snapshots import latest_snapshot
 from daodask.sources import Fingerprint, SourceAddress
 from daodask.storage import StoreLocation
 
@@ -30,6 +37,8 @@ __all__ = ["build_store", "plan_build"]
 
 Result: TypeAlias = "tuple[DatasetInfo, StudyReport] | Exception"
 Results: TypeAlias = Mapping[str, Result]
+#: Libraries that decide what is read and written.
+_LIBRARIES = ("anndata", "dask", "h5py", "numcodecs", "numpy", "pandas", "pyarrow", "scipy", "zarr")
 SpecLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | BuildSpec"
 
 
@@ -41,12 +50,16 @@ def build_store(
     threads: int = 1,
     replace: bool = False,
     options: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = "auto",
 ) -> BuildReport:
     """Streamline studies into a store, in parallel; commit once, all or nothing per study (computes).
 
     A build that was cut off goes on where it stopped when it is started again with the same spec; one that is complete
     does nothing but say so.
+
+    A task takes up to 512 MB beside what its process has imported, for blocks of 16,384 cells of 2,000 non-zeros,
+    whatever a study's size and however it is stored; cell metadata alone is read whole, at about 0.5 GB for a million
+    cells and ten columns, or 0.8 GB where it is shuffled (tests/benchmarks/bench_build_memory.py).
 
     Parameters
     ----------
@@ -63,13 +76,15 @@ def build_store(
     options
         fsspec options for the store. Leave credentials to the environment, as these options travel to workers.
     progress
-        Called as tasks finish.
+        ``"auto"``: a display in Jupyter, bars in a terminal, nothing elsewhere; ``True``: elsewhere lines on stderr, as
+        for a log; ``False``: nothing. Or a function of study, stage, tasks done and tasks in all
+        (:data:`daodask.drive.Progress`).
 
     Returns
     -------
     BuildReport
         Per study what became of it. A study that is refused or fails leaves nothing behind, and the others are
-        committed.
+        committed; where the machine failed and not the study (a full disk, lost workers) what is finished is kept.
 
     Raises
     ------
@@ -77,15 +92,24 @@ def build_store(
         The build file says something that can't be meant.
     FeatureSpaceError
         The store has a feature space of the same name with other genes.
+    ClusterError
+        The connection to the scheduler was lost. Workers that die are no error as long as others come.
+    CommitError
+        The snapshot can't be written. The store is at its last one, and the same build goes on from there.
     """
     began = time.monotonic()
-    with open_runner(client, threads) as runner:
+    with open_runner(client, threads) as runner, open_progress(progress) as shown:
+        times = StageTimes(shown)
         checked = _checked(spec)
         sources = _shared_sources(checked, runner)
-        plan = _plan(checked, StoreLocation.parse(url, options), sources, runner, replace, progress)
-        jobs = {r.study.id: build_study(plan, r, sources[r.study.id]) for r in plan.todo}
-        results = drive(jobs, runner, progress)
-        return _finish(plan, results, began)
+        plan = _plan(checked, StoreLocation.parse(url, options), sources, runner, replace, times)
+        jobs = {r.study.id: build_shuffled(plan, r, sources[r.study.id]) for r in plan.todo}
+        for study in plan.studies:
+            if study.id not in jobs and shown is not None:
+                shown(study.id, study.action, 0, 0)
+        results = drive(jobs, runner, times)
+        groups = shuffle_groups(plan, results, runner, times) if plan.shuffle.across else None
+        return _finish(plan, results, groups, times, began)
 
 
 def plan_build(
@@ -96,7 +120,7 @@ def plan_build(
     threads: int = 1,
     replace: bool = False,
     options: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = "auto",
 ) -> BuildPlan:
     """Say what :func:`build_store` would do; looks at the studies' metadata and writes nothing (computes).
 
@@ -107,10 +131,10 @@ def plan_build(
     BuildPlan
         Frozen and printable.
     """
-    with open_runner(client, threads) as runner:
+    with open_runner(client, threads) as runner, open_progress(progress) as shown:
         checked = _checked(spec)
         sources = _shared_sources(checked, runner)
-        return _plan(checked, StoreLocation.parse(url, options), sources, runner, replace, progress)
+        return _plan(checked, StoreLocation.parse(url, options), sources, runner, replace, shown)
 
 
 # -- planning ------------------------------------------------------------------------------------------------------
@@ -141,7 +165,7 @@ def _plan(
 
 
 def _look(study: StudySpec, spec: BuildSpec, source: Any, snapshot: Snapshot | None) -> Steps[StudyFacts]:
-    known = snapshot.dataset.get(study.id) if snapshot else None
+    known = known_study(snapshot, study.id)
     arguments = (source, study.without_source, spec.schema, _fingerprint_of(known) if known else None)
     (facts,) = yield "inspect", [Task("inspect-study", inspect_study, arguments)]
     return cast(StudyFacts, facts)
@@ -154,10 +178,14 @@ def _fingerprint_of(dataset: DatasetInfo) -> Fingerprint:
 def _make_space(spec: FeatureSpec, build: BuildSpec, facts: Mapping[str, StudyFacts | Exception]) -> Space | None:
     """The feature space; ``None`` where the studies' own names make it and none of them could be looked at."""
     given = spec.reference
-    reference = read_reference(_read_table(given, spec, "reference")) if isinstance(given, StoreLocation) else None
+    if isinstance(given, FeatureSpace):
+        return Space(spec, given, GeneLookup.build(given))
+    reference = gene_list(given) if isinstance(given, tuple) else None
+    if isinstance(given, StoreLocation):
+        reference = read_reference(_read_table(given, spec, "reference"))
     synonyms = read_synonyms(_read_table(spec.synonyms, spec, "synonyms")) if spec.synonyms else None
     looked_at = [(s, facts[s.id]) for s in build.studies if s.features == spec.name]
-    names = [f.genes[s.matrix] for s, f in looked_at if isinstance(f, StudyFacts)]
+    names = [f.genes[f.matrix or s.matrix] for s, f in looked_at if isinstance(f, StudyFacts)]
     if reference is None and looked_at and not names:
         return None
     features = feature_space(spec, reference, names)
@@ -174,53 +202,50 @@ def _read_table(location: StoreLocation, spec: FeatureSpec, key: str) -> bytes:
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
-def _finish(plan: BuildPlan, results: Results, began: float) -> BuildReport:
+def _finish(plan: BuildPlan, results: Results, groups: Groups | None, times: StageTimes, began: float) -> BuildReport:
     built = [result[0] for result in results.values() if not isinstance(result, Exception)]
-    snapshot = _commit(plan, built) if built else None
-    for recipe in plan.todo:
-        _clear(plan, recipe, results[recipe.study.id], snapshot)
+    committed = commit_datasets(plan, built if groups is None else groups.datasets)
+    if groups is not None:
+        results, committed = groups.settled(results), groups.attributed(committed)
+        groups.tidy_up(plan)
+    tidy_up(plan, results, committed)
     return BuildReport(
         url=plan.location.url,
-        snapshot=snapshot.number if snapshot else plan.snapshot,
-        committed=snapshot is not None,
-        studies=tuple(_study_report(p, results) for p in plan.studies),
+        snapshot=committed.snapshot.number,
+        committed=committed.wrote,
+        studies=tuple(replace(_study_report(p, results, committed), seconds=times.seconds(p.id)) for p in plan.studies),
         seconds=time.monotonic() - began,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        genes={s.features.name: len(s.features) for s in plan.spaces},
+        schema=tuple(c.name for c in plan.schema),
+        versions={"daodask": __version__, **{name: version(name) for name in _LIBRARIES}},
     )
 
 
-def _commit(plan: BuildPlan, datasets: Sequence[DatasetInfo]) -> Snapshot:
-    used = {d.features for d in datasets}
-    spaces = [s.features for s in plan.spaces if s.features.name in used]
-    for space in spaces:
-        # Named by its content: where it is there already, it is the same.
-        (plan.location / feature_path(space.hash)).create(space.to_parquet())
-    message = f"build: {', '.join(d.id for d in datasets)}"
-    return commit_snapshot(plan.location, lambda newest: with_datasets(newest, spaces, datasets), message=message)
-
-
-def _clear(plan: BuildPlan, recipe: Recipe, result: Result, snapshot: Snapshot | None) -> None:
-    """Remove what nobody needs: the scratch of a built study, and every trace of one that was refused or failed.
-
-    Where the machine failed and not the study (a full disk, a lost connection) all is kept, as the next build goes on
-    from it.
-    """
-    if isinstance(result, OSError) and not isinstance(result, DaodaskError):
-        return
-    (plan.location / recipe.scratch_path).remove()
-    named = {d.path for d in (snapshot or latest_snapshot(plan.location) or Snapshot(0, "", "")).datasets}
-    if isinstance(result, Exception) and recipe.dataset_path not in named:
-        (plan.location / recipe.dataset_path).remove()
-
-
-def _study_report(planned: StudyPlan, results: Results) -> StudyReport:
-    if planned.action in ("refused", "failed"):
+def _study_report(planned: StudyPlan, results: Results, committed: Committed) -> StudyReport:
+    if planned.recipe is None or planned.action in ("refused", "failed"):
         return StudyReport(planned.id, planned.action, planned.reason)
-    if planned.action == "unchanged":
-        return StudyReport.from_facts(planned.id, "unchanged", planned.known_report)
-    result = results[planned.id]
-    if isinstance(result, StreamlineError):
-        return StudyReport(planned.id, "refused", str(result))
-    if isinstance(result, Exception):
-        return StudyReport(planned.id, "failed", str(result) or type(result).__name__)
-    _, report = result
-    return replace(report, status="replaced") if planned.action == "replace" else report
+    if planned.action == "unchanged" and planned.known is not None:
+        return StudyReport.of_dataset(planned.known, "unchanged")
+    result = committed.refused.get(planned.id) or results[planned.id]
+    if isinstance(result, Exception) and not committed.names(planned.recipe):
+        return StudyReport(planned.id, *_end(result, refused=planned.id in committed.refused))
+    own = committed.snapshot.dataset.get(planned.id)
+    dataset = own or known_study(committed.snapshot, planned.id)
+    if dataset is None:
+        raise BuildError(f"expected the cells of {planned.id!r} in snapshot {committed.snapshot.number}, got none")
+    # Another builder may have been quicker with the same.
+    if isinstance(result, Exception) or (own and result[0] is not own):
+        return StudyReport.of_dataset(dataset, "unchanged")
+    report = StudyReport.of_dataset(dataset, "replaced" if planned.action == "replace" else "built")
+    return replace(report, phases=result[1].phases)
+
+
+def _end(error: Exception, *, refused: bool) -> tuple[str, str]:
+    """Status and reason of a study that is not in the store."""
+    if refused or isinstance(error, StreamlineError):
+        return "refused", str(error)
+    reason = str(error) or type(error).__name__
+    if is_resumable(error) and not isinstance(error, DaodaskError):
+        reason = f"{reason}; what is finished is kept: build again when that is mended, and it goes on from there"
+    return "failed", reason

@@ -14,18 +14,28 @@ from typing import Any, Final
 import yaml
 
 from daodask.build._section import Section, expected, items, label, texts
+from daodask.build.cell_names import NAME_RULES
+from daodask.build.merge import StoredStudy, is_store_entry, read_feature_space, stored_studies
+from daodask.build.naming import NAMING_KEYS, GeneNames, read_names
+from daodask.build.qc import QCSpec, read_qc
+from daodask.build.schema import SCHEMAS, SchemaColumn, check_target, read_schema
+from daodask.build.shuffling import ShuffleSpec, read_shuffle
 from daodask.errors import SourceError, SpecError, suggest
 from daodask.format.codecs import CODECS
-from daodask.format.spec import ID_PATTERN, MATRIX_KINDS, RESERVED_OBS_COLUMNS, Layout
+from daodask.format.features import FeatureSpace
+from daodask.format.spec import ID_PATTERN, MATRIX_KINDS, Layout
 from daodask.sources.base import Source, SourceAddress
 from daodask.storage import StoreLocation
 from daodask.types import Label
 
-__all__ = ["BuildSpec", "FeatureSpec", "ObsRule", "SchemaColumn", "StudySpec", "load_spec"]
+__all__ = ["BuildSpec", "FeatureSpec", "ObsRule", "StudySpec", "load_spec"]
 
 #: References that are made of the studies' own gene names.
 _OWN_NAMES: Final = ("union", "intersection")
 _MIN_MATCHED: Final = 0.1
+#: What a ready-made schema brings where the build file says nothing: the genes of its studies, and raw counts.
+_READY_FEATURES: Final = "genes"
+_READY_MATRIX: Final = "raw|X"
 _JOIN: Final = "_"
 _MATRIX: Final = re.compile(r"X|raw|layers/[^/]+")
 _VARIABLE: Final = re.compile(r"\$(?:\{([A-Za-z_]\w*)(?::-([^}]*))?\}|([A-Za-z_]\w*))")
@@ -37,31 +47,20 @@ _UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 2**10, "Mi": 2
 class FeatureSpec:
     """A feature space to streamline onto.
 
-    ``reference`` is the location of a gene table, or ``"union"`` / ``"intersection"`` of the studies' own names.
+    ``reference`` is the location of a gene table or list, the very list of ids or symbols, or ``"union"`` /
+    ``"intersection"`` of the studies' own names; or the feature space itself, onto which genes go by their ids alone.
     ``organism`` is empty unless the build file declares it, and ``min_matched`` is the fraction of a study's genes that
     must be known for it to be taken.
     """
 
     name: str
-    reference: StoreLocation | str
+    reference: StoreLocation | str | tuple[str, ...] | FeatureSpace
     synonyms: StoreLocation | None = None
     biotypes: tuple[str, ...] = ()
     duplicates: str = "sum"
     organism: str = ""
     min_matched: float = _MIN_MATCHED
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaColumn:
-    """A column of the store's obs schema.
-
-    A ``required`` column must be given by every study. ``missing`` replaces absent values; ``None`` leaves them absent,
-    which a required column may not be.
-    """
-
-    name: str
-    required: bool = False
-    missing: Label | None = None
+    names: GeneNames = field(default_factory=GeneNames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,9 @@ class ObsRule:
 class StudySpec:
     """One study: where it is, what to read of it, and how it maps onto the store.
 
-    ``matrix`` and the values of ``layers`` are ``"X"``, ``"raw"`` or ``"layers/<name>"``; ``obsm`` and ``keep`` hold
-    shell patterns.
+    ``matrix`` and the values of ``layers`` are ``"X"``, ``"raw"`` or ``"layers/<name>"``; ``matrix`` may be several
+    with ``|`` between, of which the first that is there is read. ``obsm`` and ``keep`` hold shell patterns.
+    ``obs_names`` is ``"unique"`` or ``"make_unique"``, see :func:`~daodask.build.cell_names.cell_names`.
     """
 
     id: str
@@ -98,11 +98,18 @@ class StudySpec:
     obs: tuple[ObsRule, ...] = ()
     keep: tuple[str, ...] = ()
     uns: Mapping[str, Any] = field(default_factory=dict)
+    obs_names: str = "unique"
+    names: GeneNames = field(default_factory=GeneNames)
+    qc: QCSpec = field(default_factory=QCSpec)
 
     @property
     def without_source(self) -> StudySpec:
-        """The spec alone: what a fingerprint is made of, and what tasks get beside the source."""
-        return replace(self, source=SourceAddress(StoreLocation(""), ""))
+        """The spec alone: what a fingerprint is made of, and what tasks get beside the source.
+
+        The options that a source is opened with are of the spec: they decide what is read.
+        """
+        options = self.source.options if isinstance(self.source, SourceAddress) else ()
+        return replace(self, source=SourceAddress(StoreLocation(""), "", options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,7 @@ class BuildSpec:
     studies: tuple[StudySpec, ...]
     schema: tuple[SchemaColumn, ...] = ()
     layout: Layout = field(default_factory=Layout)
+    shuffle: ShuffleSpec = field(default_factory=ShuffleSpec)
 
 
 def load_spec(
@@ -210,22 +218,46 @@ class _Defaults:
     """What a study takes from the top level."""
 
     base: StoreLocation | None
-    features: tuple[str, ...]
+    features: tuple[FeatureSpec, ...]
+    matrix: str
     kind: str
     dtype: str
     keep: tuple[str, ...]
+    obs_names: str
+    qc: QCSpec
 
 
 def _build_spec(document: object, base: StoreLocation | None) -> BuildSpec:
-    top = Section.of(document, "", ("features", "X", "obs", "keep", "shuffle", "layout", "studies"))
-    if top.get("shuffle") not in (None, "none"):
-        raise SpecError(f"shuffle: expected none, got {top.get('shuffle')!r}; others are not available in this version")
-    features = _features(top.required("features"), base)
+    keys = ("schema", "features", "X", "obs", "obs_names", "keep", "qc", "shuffle", "layout", "studies")
+    top = Section.of(document, "", keys)
+    schema_name = top.choice("schema", ("", *SCHEMAS), "")
+    features = _features(top, schema_name, base)
     kind, dtype = _values(top, "counts", "")
-    defaults = _Defaults(base, tuple(f.name for f in features), kind, dtype, _keep(top, ()))
-    studies = tuple(_study(value, path, defaults) for path, value in items(top.required("studies"), "studies"))
+    defaults = _Defaults(
+        base=base,
+        features=features,
+        matrix=_READY_MATRIX if schema_name else "X",
+        kind=kind,
+        dtype=dtype,
+        keep=_keep(top, ()),
+        obs_names=_names(top, NAME_RULES[0]),
+        qc=read_qc(top, QCSpec()),
+    )
+    entries = items(top.required("studies"), "studies")
+    studies = tuple(study for path, value in entries for study in _studies(value, path, defaults))
     _refuse_repeated((s.id for s in studies), "studies", "id")
-    return BuildSpec(features, studies, _schema(top), _layout(top))
+    schema = read_schema(top, schema_name)
+    for number, study in enumerate(studies):
+        _refuse_measured(study, schema, f"studies[{number}]")
+    return BuildSpec(features, studies, schema, _layout(top), read_shuffle(top))
+
+
+def _refuse_measured(study: StudySpec, schema: Iterable[SchemaColumn], path: str) -> None:
+    """Refuse columns that are both measured and made of the source's; what is merely kept gives way."""
+    made = {c.name for c in schema} | {r.name for r in study.obs}
+    for name in study.qc.names:
+        if name in made:
+            raise SpecError(f"{path}: expected {name!r} from obs: or from qc:, got both; give one another name")
 
 
 def _refuse_repeated(names: Iterable[str], path: str, key: str) -> None:
@@ -246,7 +278,15 @@ def _check_identifier(name: str, path: str) -> None:
         raise expected(path, "letters, digits, '_' and '-', at most 128 of them, the first a letter or digit", name)
 
 
-def _features(value: object, base: StoreLocation | None) -> tuple[FeatureSpec, ...]:
+def _features(top: Section, schema: str, base: StoreLocation | None) -> tuple[FeatureSpec, ...]:
+    names = GeneNames(ensembl=bool(schema))
+    if schema and "features" not in top:
+        return (FeatureSpec(_READY_FEATURES, "union", names=names),)
+    return tuple(replace(f, names=replace(f.names, ensembl=bool(schema))) for f in _given_features(top, base))
+
+
+def _given_features(top: Section, base: StoreLocation | None) -> tuple[FeatureSpec, ...]:
+    value = top.required("features")
     if isinstance(value, Mapping):
         return (_feature(value, "features", base),)
     found = tuple(_feature(v, path, base) for path, v in items(value, "features"))
@@ -256,21 +296,37 @@ def _features(value: object, base: StoreLocation | None) -> tuple[FeatureSpec, .
 
 def _feature(value: object, path: str, base: StoreLocation | None) -> FeatureSpec:
     keys = ("name", "reference", "synonyms", "biotypes", "duplicates", "organism", "min_matched")
-    section = Section.of(value, path, keys)
+    section = Section.of(value, path, (*keys, *NAMING_KEYS))
     given = section.required("reference")
-    own = given in _OWN_NAMES
+    own = isinstance(given, str) and given in _OWN_NAMES
+    listed = isinstance(given, list | tuple)
     for key in ("synonyms", "biotypes"):
-        if own and key in section:
+        if key in section and (own or is_store_entry(given) or (listed and key == "biotypes")):
             raise SpecError(f"{section.at(key)}: expected a reference table to go with it, got reference: {given}")
     return FeatureSpec(
         name=_identifier(section, "name"),
-        reference=str(given) if own else _locate(given, section.at("reference"), base),
+        reference=_reference(section, base),
         synonyms=_locate(section.get("synonyms"), section.at("synonyms"), base) if "synonyms" in section else None,
         biotypes=section.texts("biotypes"),
         duplicates=section.choice("duplicates", ("sum", "error"), "sum"),
         organism=section.text("organism", ""),
         min_matched=section.fraction("min_matched", _MIN_MATCHED),
+        names=read_names(section, GeneNames()),
     )
+
+
+def _reference(section: Section, base: StoreLocation | None) -> StoreLocation | str | tuple[str, ...] | FeatureSpace:
+    given, path = section.required("reference"), section.at("reference")
+    if is_store_entry(given):
+        return read_feature_space(given, path, _identifier(section, "name"), lambda s, key: _stored_at(s, key, base))
+    if isinstance(given, str) and given in _OWN_NAMES:
+        return given
+    if not isinstance(given, list | tuple):
+        return _locate(given, path, base)
+    genes = texts(given, path)
+    if not genes or len(set(genes)) < len(genes):
+        raise expected(path, "a list of different ids or symbols", given)
+    return genes
 
 
 def _values(parent: Section, kind: str, dtype: str) -> tuple[str, str]:
@@ -289,6 +345,11 @@ def _keep(section: Section, default: tuple[str, ...]) -> tuple[str, ...]:
             raise expected(section.at("keep"), "all, none or a list of patterns", value)
         return ("*",) if value == "all" else ()
     return texts(value, section.at("keep"))
+
+
+def _names(section: Section, default: str) -> str:
+    """What becomes of cell names that occur twice in a study."""
+    return section.choice("obs_names", NAME_RULES, default)
 
 
 def _layout(top: Section) -> Layout:
@@ -315,31 +376,7 @@ def _nbytes(section: Section, key: str, default: int) -> int:
     return nbytes
 
 
-# -- the obs schema and its rules ----------------------------------------------------------------------------------
-
-
-def _schema(top: Section) -> tuple[SchemaColumn, ...]:
-    section = top.section("obs")
-    return tuple(_schema_column(name, section) for name in section.values)
-
-
-def _schema_column(name: str, parent: Section) -> SchemaColumn:
-    _check_target(name, parent)
-    section = parent.section(name, ("required", "missing", "ontology"))
-    if "ontology" in section:
-        raise SpecError(
-            f"{section.at('ontology')}: expected none, as labels can't be checked against an ontology in this version; "
-            f"remove the key"
-        )
-    missing = label(section.get("missing"), section.at("missing")) if "missing" in section else None
-    return SchemaColumn(name, section.flag("required"), missing)
-
-
-def _check_target(name: str, parent: Section) -> None:
-    if name in RESERVED_OBS_COLUMNS:
-        raise SpecError(f"{parent.at(name)}: {name!r} is a column that every store has by itself; choose another name")
-    if not name or "/" in name:
-        raise SpecError(f"{parent.path}: expected a column name without '/', got {name!r}")
+# -- obs ----------------------------------------------------------------------------------
 
 
 def _rules(study: Section) -> tuple[ObsRule, ...]:
@@ -348,7 +385,7 @@ def _rules(study: Section) -> tuple[ObsRule, ...]:
 
 
 def _rule(name: str, parent: Section) -> ObsRule:
-    _check_target(name, parent)
+    check_target(name, parent)
     value, path = parent.get(name), parent.at(name)
     if isinstance(value, str) and value:
         return ObsRule(name, (value,))
@@ -387,9 +424,45 @@ def _map(section: Section) -> Mapping[Label, Label | None]:
 # -- studies -------------------------------------------------------------------------------------------------------
 
 
+#: Keys of a study that say where it is and how it is opened, beside the source itself.
+_OPENING: Final = ("format", "options", "storage_options", "download")
+
+
+def _studies(value: object, path: str, defaults: _Defaults) -> tuple[StudySpec, ...]:
+    """The study of an entry, or those of the store that it names."""
+    if not is_store_entry(value):
+        return (_study(value, path, defaults),)
+    found = stored_studies(value, path, lambda section, key: _stored_at(section, key, defaults.base))
+    return tuple(_stored_study(study, path, defaults) for study in found)
+
+
+def _stored_study(study: StoredStudy, path: str, defaults: _Defaults) -> StudySpec:
+    """A dataset of a store as it is stored there: all of it is kept, under the names that it has."""
+    _check_identifier(study.id, f"{path}: id of a dataset")
+    known = [f.name for f in defaults.features]
+    named = study.chosen or (study.features if study.features in known else "")
+    features = _feature_space(Section(path, {"features": named or None}), defaults.features)
+    return StudySpec(
+        id=study.id,
+        source=study.source,
+        features=features.name,
+        kind=study.kind,
+        dtype=study.dtype,
+        layers=study.layers,
+        obsm=("*",),
+        keep=("*",),
+        uns=study.uns,
+        obs_names=defaults.obs_names,
+        names=features.names,
+        qc=defaults.qc,
+    )
+
+
 def _study(value: object, path: str, defaults: _Defaults) -> StudySpec:
-    keys = ("id", "source", "format", "features", "layer", "X", "genes", "layers", "obsm", "obs", "keep", "uns")
-    section = Section.of(value, path, keys)
+    keys = ("id", "source", "features", "layer", "X", "genes", "layers", "obsm", "obs", "obs_names", "keep")
+    section = Section.of(value, path, (*keys, *_OPENING, "qc", "uns"))
+    features = _feature_space(section, defaults.features)
+    genes, names = _gene_names(section, features.names)
     kind, dtype = _values(section, defaults.kind, defaults.dtype)
     layers = section.section("layers")
     for name in layers.values:
@@ -397,32 +470,52 @@ def _study(value: object, path: str, defaults: _Defaults) -> StudySpec:
     return StudySpec(
         id=_identifier(section, "id"),
         source=_source(section, defaults.base),
-        features=_feature_name(section, defaults.features),
-        matrix=_matrix(section, "layer", "X"),
+        features=features.name,
+        matrix=_first_matrix(section, defaults.matrix),
         kind=kind,
         dtype=dtype,
-        genes=section.text("genes", "index"),
+        genes=genes,
         layers={name: _matrix(layers, name) for name in layers.values},
         obsm=section.texts("obsm"),
         obs=_rules(section),
         keep=_keep(section, defaults.keep),
         uns=_uns(section),
+        obs_names=_names(section, defaults.obs_names),
+        names=names,
+        qc=read_qc(section, defaults.qc),
     )
 
 
-def _feature_name(section: Section, known: tuple[str, ...]) -> str:
+def _feature_space(section: Section, features: tuple[FeatureSpec, ...]) -> FeatureSpec:
+    known = {f.name: f for f in features}
     if "features" not in section:
         if len(known) > 1:
             raise SpecError(f"{section.at('features')}: expected the name of a feature space; {suggest('', known)}")
-        return known[0]
+        return features[0]
     name = section.text("features")
     if name not in known:
         raise SpecError(f"{section.at('features')}: unknown feature space {name!r}; {suggest(name, known)}")
-    return name
+    return known[name]
 
 
-def _matrix(section: Section, key: str, default: str | None = None) -> str:
-    name = section.text(key) if default is None else section.text(key, default)
+def _gene_names(section: Section, names: GeneNames) -> tuple[str, GeneNames]:
+    """The var column with names, and how they are read, over what holds for the feature space."""
+    if not isinstance(section.get("genes"), Mapping):
+        return section.text("genes", "index"), names
+    genes = section.section("genes", ("from", "symbols", *NAMING_KEYS))
+    return genes.text("from", "index"), replace(read_names(genes, names), symbols=genes.text("symbols", ""))
+
+
+def _first_matrix(section: Section, default: str) -> str:
+    """Matrices of which the first that is there is read."""
+    for name in section.text("layer", default).split("|"):
+        if not _MATRIX.fullmatch(name):
+            raise expected(section.at("layer"), f"X, raw or layers/<name> (layers/{name}?)", name)
+    return section.text("layer", default)
+
+
+def _matrix(section: Section, key: str) -> str:
+    name = section.text(key)
     if not _MATRIX.fullmatch(name):
         raise expected(section.at(key), f"X, raw or layers/<name> (layers/{name}?)", name)
     return name
@@ -431,9 +524,10 @@ def _matrix(section: Section, key: str, default: str | None = None) -> str:
 def _source(section: Section, base: StoreLocation | None) -> SourceAddress | Source:
     value = section.required("source")
     if isinstance(value, str | os.PathLike | StoreLocation):
-        return _address(section, _locate(value, section.at("source"), base))
-    if "format" in section:
-        raise SpecError(f"{section.at('format')}: expected none, as the source is an object and not a file")
+        return _address(section, _stored_at(section, "source", base))
+    for key in _OPENING:
+        if key in section:
+            raise SpecError(f"{section.at(key)}: expected none, as the source is an object and not a file")
     if _is_anndata(value):
         from daodask.sources.memory import MemorySource
 
@@ -443,13 +537,23 @@ def _source(section: Section, base: StoreLocation | None) -> SourceAddress | Sou
     raise expected(section.at("source"), "a path or URL, an AnnData or a Source", value)
 
 
-def _address(section: Section, location: StoreLocation) -> SourceAddress:
-    from daodask.sources import FORMATS, detect_format
+def _stored_at(section: Section, key: str, base: StoreLocation | None) -> StoreLocation:
+    """The location under a key, opened with the section's own options where it has some."""
+    location = _locate(section.required(key), section.at(key), base)
+    options = _plain_mapping(section.section("storage_options"))
+    return StoreLocation(location.url, tuple(sorted(options.items()))) if options else location
 
+
+def _address(section: Section, location: StoreLocation) -> SourceAddress:
+    from daodask.sources import detect_format, known_formats
+
+    given = section.section("options")
+    options = tuple((name, label(given.get(name), given.at(name))) for name in sorted(given.values))
+    download = section.flag("download")
     if "format" in section:
-        return SourceAddress(location, section.choice("format", FORMATS, ""))
+        return SourceAddress(location, section.choice("format", known_formats(), ""), options, download)
     try:
-        return SourceAddress(location, detect_format(location))
+        return SourceAddress(location, detect_format(location), options, download)
     except SourceError as error:
         raise SpecError(f"{section.at('source')}: {error}") from error
 

@@ -12,43 +12,66 @@ from __future__ import annotations
 
 import fnmatch
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from daodask.build.cell_names import cell_names
+from daodask.build.matrices import map_block
+from daodask.build.phases import Stopwatch
 from daodask.build.plan import StudyFacts
-from daodask.build.receipts import BlockReceipt, FileReceipt, FilesReceipt, MatrixReceipt, with_receipt, write_file
-from daodask.build.spec import SchemaColumn, StudySpec
-from daodask.build.streamline import map_block, streamline_obs, summarise
-from daodask.errors import SourceError
+from daodask.build.qc import BlockQuality, QCColumn
+from daodask.build.receipts import (
+    BlockReceipt,
+    FileReceipt,
+    FilesReceipt,
+    MatrixReceipt,
+    PartsReceipt,
+    with_receipt,
+    write_file,
+)
+from daodask.build.runs import Runs
+from daodask.build.schema import SchemaColumn
+from daodask.build.spec import StudySpec
+from daodask.build.staging import StagedMatrix
+from daodask.build.streamline import streamline_obs, summarise
+from daodask.build.transpose import Transposition
+from daodask.errors import CorruptStoreError, SourceError
 from daodask.format.chunks import encode_shard, shard_key
 from daodask.format.codecs import Codec
 from daodask.format.groups import CSRLayout, ObsmLayout, encode_group, encode_obs_parquet
 from daodask.format.manifest import ObsmInfo
 from daodask.format.spec import VAR_MEASURED, Layout
-from daodask.sources import Fingerprint, Source, SourceAddress, open_source
-from daodask.storage import StoreLocation
-from daodask.types import AnyArray, Int64Array
+from daodask.sources import Fingerprint, PartedSource, Parts, Source, SourceAddress, open_source
+from daodask.storage import StoreLocation, is_temporary
+from daodask.types import CSR, AnyArray, BoolArray, Int64Array
 
 __all__ = [
-    "STAGED_INDEX",
     "Frames",
     "MatrixJob",
     "Piece",
     "Shard",
     "StudyJob",
+    "check_files",
     "inspect_study",
+    "obsm_chunk_rows",
     "stage_block",
+    "staged_indptr",
+    "transpose_parts",
     "write_frames",
     "write_gene_map",
+    "write_obsm_rows",
+    "write_qc_masks",
     "write_shard",
 ]
 
-#: Dtype of column numbers in scratch.
-STAGED_INDEX = "int32"
+#: Values that are read at a time while a shard is put together.
+_READ_VALUES: Final = 2**21
+
+R = TypeVar("R", BlockReceipt, FilesReceipt, PartsReceipt)
 
 _ORGANISM_COLUMNS = ("organism", "organism_ontology_term_id")
 
@@ -64,17 +87,51 @@ def inspect_study(
         It can't be read, or its obs is not what the build file says.
     """
     source = open_source(address)
+    # Taken first and looked at again last, so that it is that of what is read in between.
+    fingerprint = source.fingerprint(known)
     obs = source.obs()
-    matrices = [study.matrix, *study.layers.values()]
-    return StudyFacts(
+    cell_names(obs.index, study.obs_names, study.id)
+    matrix = _first_matrix(source, study.matrix)
+    matrices = [matrix, *study.layers.values()]
+    facts = StudyFacts(
         n_obs=source.n_obs,
         genes={matrix: _gene_names(source, matrix, study.genes) for matrix in matrices},
-        columns=summarise(streamline_obs(obs, study.obs, schema, study.keep, study.id)),
+        columns=summarise(streamline_obs(obs, study.obs, schema, study.keep, study.id, study.qc.names)),
         obsm=tuple(_obsm_info(source, name) for name in _chosen(source.obsm_names, study.obsm)),
         uns={**source.uns(), **study.uns},
         organisms=obs[[c for c in _ORGANISM_COLUMNS if c in obs]].drop_duplicates(),
-        fingerprint=source.fingerprint(known),
+        fingerprint=fingerprint,
+        parts=_parts(source, matrices),
+        matrix=matrix,
+        symbols=_gene_names(source, matrix, study.names.symbols) if study.names.symbols else (),
     )
+    _check_unchanged(address, fingerprint)
+    return facts
+
+
+def _check_unchanged(address: SourceAddress | Source, known: Fingerprint) -> None:
+    """Refuse what was read of a file that is no longer the one that the build began with.
+
+    Of a source in memory only its owner could say that without reading all of it.
+    """
+    if isinstance(address, SourceAddress) and open_source(address).fingerprint(known) != known:
+        raise SourceError(
+            f"expected {address.location} to stay as it is while it is read, but it was changed; build again when "
+            f"nobody writes to it any more"
+        )
+
+
+def _first_matrix(source: Source, names: str) -> str:
+    """The first of several matrices that the source has; the last, whose absence is an error then, without a look."""
+    *first, last = names.split("|")
+    for name in first:
+        try:
+            source.var(name)
+            source.read_matrix(name, 0, 0)
+        except SourceError:
+            continue
+        return name
+    return last
 
 
 def _gene_names(source: Source, matrix: str, where: str) -> tuple[str, ...]:
@@ -86,6 +143,14 @@ def _gene_names(source: Source, matrix: str, where: str) -> tuple[str, ...]:
             f"genes: {where}: var has no such column; it has {', '.join(map(str, var.columns)) or 'none'}"
         )
     return tuple(map(str, var[where]))
+
+
+def _parts(source: Source, matrices: Iterable[str]) -> dict[str, Parts]:
+    """How those matrices are cut that have no row ranges."""
+    if not isinstance(source, PartedSource):
+        return {}
+    found = {matrix: source.matrix_parts(matrix) for matrix in matrices}
+    return {matrix: parts for matrix, parts in found.items() if parts is not None}
 
 
 def _chosen(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
@@ -121,6 +186,14 @@ class StudyJob:
     blocks: tuple[int, ...]
     n_vars: int
     layout: Layout
+    fingerprint: Fingerprint
+    transpositions: Mapping[str, Transposition] = field(default_factory=dict)
+    qc: tuple[QCColumn, ...] = ()
+
+    @property
+    def runs(self) -> Runs:
+        """How blocks are cut into what a task holds at a time."""
+        return Runs(self.n_obs, self.layout.block_rows)
 
     @property
     def n_obs(self) -> int:
@@ -140,16 +213,68 @@ class StudyJob:
         """Where the map of the source's genes is."""
         return self.scratch / f"genes/{matrix}.npy"
 
+    @property
+    def qc_masks(self) -> StoreLocation:
+        """Where it is said which source genes each percentage of ``qc`` is over."""
+        return self.scratch / "genes/qc.npy"
+
     def receipt(self, name: str) -> StoreLocation:
         """Where a task leaves its receipt."""
         return self.scratch / f"receipts/{name}.json"
 
 
+def _receipt_of(
+    job: StudyJob, name: str, kind: type[R], address: SourceAddress | Source, work: Callable[[Source], R]
+) -> R:
+    """The receipt of work on the source: left only where that was all the while what the study's fingerprint says."""
+
+    def checked() -> R:
+        receipt = work(open_source(address))
+        _check_unchanged(address, job.fingerprint)
+        return receipt
+
+    return with_receipt(job.receipt(name), kind, checked)
+
+
 def write_gene_map(job: StudyJob, source_matrix: str, target: AnyArray) -> None:
     """Leave a gene map where the block tasks read it, so that it is not in each of them."""
+    _write_array(job.gene_map(source_matrix), target)
+
+
+def write_qc_masks(job: StudyJob, masks: BoolArray) -> None:
+    """Leave the masks of ``qc`` there likewise."""
+    _write_array(job.qc_masks, masks)
+
+
+def _write_array(location: StoreLocation, array: AnyArray) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, target)
-    job.gene_map(source_matrix).write(buffer.getvalue())
+    np.save(buffer, array)
+    location.write(buffer.getvalue())
+
+
+def _read_array(location: StoreLocation) -> AnyArray:
+    array: AnyArray = np.load(io.BytesIO(location.read()))
+    return array
+
+
+# -- transposing -----------------------------------------------------------------------------------------------------
+
+
+def transpose_parts(job: StudyJob, address: SourceAddress | Source, matrix: str, start: int, stop: int) -> PartsReceipt:
+    """Read parts of a matrix that has no row ranges, and leave them where the blocks' tasks find their rows."""
+    name = f"transpose-{matrix.replace('/', '-')}-{start:06d}"
+    bounds = start, stop
+    return _receipt_of(job, name, PartsReceipt, address, lambda source: _transpose_parts(job, source, matrix, *bounds))
+
+
+def _transpose_parts(job: StudyJob, source: Source, matrix: str, start: int, stop: int) -> PartsReceipt:
+    if not isinstance(source, PartedSource):
+        raise SourceError(f"expected a source that reads {matrix} in parts, as it did before, got {source!r}")
+    n_values = 0
+    for part, values in enumerate(source.read_parts(matrix, start, stop), start):
+        job.transpositions[matrix].write(part, values)
+        n_values += len(values.values)
+    return PartsReceipt(tuple(range(start, stop)), n_values)
 
 
 # -- staging -------------------------------------------------------------------------------------------------------
@@ -157,45 +282,56 @@ def write_gene_map(job: StudyJob, source_matrix: str, target: AnyArray) -> None:
 
 def stage_block(job: StudyJob, address: SourceAddress | Source, block: int) -> BlockReceipt:
     """Read, streamline and stage one block of rows of every matrix; its obsm rows go straight into the dataset."""
-    return with_receipt(
-        job.receipt(f"block-{block:06d}"), BlockReceipt, lambda: _stage_block(job, open_source(address), block)
-    )
+    name = f"block-{block:06d}"
+    return _receipt_of(job, name, BlockReceipt, address, lambda source: _stage_block(job, source, block))
 
 
 def _stage_block(job: StudyJob, source: Source, block: int) -> BlockReceipt:
-    bounds = job.blocks[block], job.blocks[block + 1]
-    matrices = {m.name: _stage_matrix(job, source, m, block, bounds) for m in job.matrices}
-    return BlockReceipt(matrices, tuple(_write_obsm(job, source, o, block, bounds) for o in job.obsm))
+    bounds, clock = (job.blocks[block], job.blocks[block + 1]), Stopwatch()
+    matrices = {m.name: _stage_matrix(job, source, m, block, clock) for m in job.matrices}
+    return BlockReceipt(matrices, tuple(_write_obsm(job, source, o, block, bounds) for o in job.obsm), clock.seconds)
 
 
-def _stage_matrix(
-    job: StudyJob, source: Source, matrix: MatrixJob, block: int, bounds: tuple[int, int]
-) -> MatrixReceipt:
-    target = np.load(io.BytesIO(job.gene_map(matrix.source).read()))
-    mapped = map_block(source.read_matrix(matrix.source, *bounds), target, job.n_vars, matrix.kind)
-    csr = mapped.matrix
-    job.staged(block, matrix.name, "data").write(csr.data.tobytes())
-    job.staged(block, matrix.name, "indices").write(csr.indices.astype(STAGED_INDEX).tobytes())
-    job.staged(block, matrix.name, "lengths").write(np.diff(csr.indptr).astype(np.int64).tobytes())
-    integral = csr.dtype.kind == "u" or _are_whole(csr.data)
-    return MatrixReceipt(
-        csr.nnz, csr.dtype.name, integral, float(mapped.largest), float(mapped.total), float(mapped.kept)
-    )
+def _stage_matrix(job: StudyJob, source: Source, matrix: MatrixJob, block: int, clock: Stopwatch) -> MatrixReceipt:
+    target = _read_array(job.gene_map(matrix.source))
+    quality = BlockQuality(job.qc, _read_array(job.qc_masks)) if job.qc and matrix.name == "X" else None
+    staged = StagedMatrix(with_depth=matrix.name == "X")
+    for rows in clock.each("read", _read_runs(job, source, matrix.source, block)):
+        with clock("map"):
+            staged.add(map_block(rows, target, job.n_vars, matrix.kind))
+        if quality is not None:
+            quality.add(rows)
+    with clock("write"):
+        for what, data in staged.arrays():
+            job.staged(block, matrix.name, what).write(data)
+    if quality is None:
+        return staged.receipt()
+    job.staged(block, matrix.name, "qc").write(quality.values.tobytes())
+    return replace(staged.receipt(), qc=quality.ranges)
 
 
-def _are_whole(values: AnyArray) -> bool:
-    """Whether they are non-negative whole numbers of which a float has every one."""
-    return bool(np.all((values >= 0) & (values <= 2**53) & (values == np.floor(values))))
+def _read_runs(job: StudyJob, source: Source, matrix: str, block: int) -> Iterator[CSR]:
+    """Rows of a block, as many at a time as a task holds."""
+    if matrix in job.transpositions:
+        yield from job.transpositions[matrix].read(block)
+    else:
+        for run in job.runs.of_block(block):
+            yield source.read_matrix(matrix, *job.runs.bounds(run))
 
 
 def _write_obsm(job: StudyJob, source: Source, array: ObsmInfo, block: int, bounds: tuple[int, int]) -> FileReceipt:
-    rows = source.read_obsm(array.name, *bounds)
-    whole = np.zeros((_obsm_chunk_rows(job), max(1, array.width)), dtype=array.dtype)
+    return write_obsm_rows(job, array, block, source.read_obsm(array.name, *bounds))
+
+
+def write_obsm_rows(job: StudyJob, array: ObsmInfo, block: int, rows: AnyArray) -> FileReceipt:
+    """Write the rows of a block, which are one chunk, into the dataset."""
+    whole = np.zeros((obsm_chunk_rows(job), max(1, array.width)), dtype=array.dtype)
     whole[: len(rows), : array.width] = rows
     return write_file(job.dataset, f"obsm/{array.name}/c/{block}/0", job.codec.encode(whole))
 
 
-def _obsm_chunk_rows(job: StudyJob) -> int:
+def obsm_chunk_rows(job: StudyJob) -> int:
+    """Rows of a chunk of obsm: a block."""
     return min(job.layout.block_rows, max(1, job.n_obs))
 
 
@@ -232,13 +368,23 @@ def write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
 
 
 def _write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
+    clock = Stopwatch()
+    with clock("encode"):
+        values = clock.each("read", _shard_values(job, shard))
+        encoded = encode_shard(values, shard.chunk_length, shard.shard_length, job.codec)
+    with clock("write"):
+        file = write_file(job.dataset, f"{shard.path}/{shard_key(shard.number)}", encoded)
+    return FilesReceipt((file,), clock.seconds)
+
+
+def _shard_values(job: StudyJob, shard: Shard) -> Iterator[AnyArray]:
+    """The values of a shard in its dtype, a few at a time."""
     what = shard.path.rpartition("/")[2]
-    parts = [
-        _read_staged(job.staged(piece.block, shard.matrix, what), np.dtype(dtype), piece).astype(shard.dtype)
-        for piece, dtype in zip(shard.pieces, shard.staged_dtypes, strict=True)
-    ]
-    encoded = encode_shard(np.concatenate(parts), shard.chunk_length, shard.shard_length, job.codec)
-    return FilesReceipt((write_file(job.dataset, f"{shard.path}/{shard_key(shard.number)}", encoded),))
+    for piece, dtype in zip(shard.pieces, shard.staged_dtypes, strict=True):
+        location = job.staged(piece.block, shard.matrix, what)
+        for start in range(piece.start, piece.stop, _READ_VALUES):
+            values = Piece(piece.block, start, min(start + _READ_VALUES, piece.stop))
+            yield _read_staged(location, np.dtype(dtype), values).astype(shard.dtype)
 
 
 def _read_staged(location: StoreLocation, dtype: np.dtype[Any], piece: Piece) -> AnyArray:
@@ -263,19 +409,21 @@ class Frames:
 
 def write_frames(job: StudyJob, address: SourceAddress | Source, frames: Frames) -> FilesReceipt:
     """Write obs, var, uns, indptr and all metadata, and obs again as parquet."""
-    return with_receipt(job.receipt("frames"), FilesReceipt, lambda: _write_frames(job, open_source(address), frames))
+    return _receipt_of(job, "frames", FilesReceipt, address, lambda source: _write_frames(job, source, frames))
 
 
 def _write_frames(job: StudyJob, source: Source, frames: Frames) -> FilesReceipt:
     study = frames.study
-    obs = streamline_obs(source.obs(), study.obs, frames.schema, study.keep, study.id)
-    rows = _obsm_chunk_rows(job)
+    obs = streamline_obs(source.obs(), study.obs, frames.schema, study.keep, study.id, study.qc.names)
+    obs = obs.assign(**_measured(job))
+    obs.index = cell_names(obs.index, study.obs_names, study.id)
+    rows = obsm_chunk_rows(job)
     files = encode_group(
         obs=obs,
         var=frames.var.assign(**{VAR_MEASURED: frames.measured}),
         uns=frames.uns,
         matrices=frames.matrices,
-        indptr={m.name: _indptr(job, m.name) for m in frames.matrices},
+        indptr={m.name: staged_indptr(job, m.name) for m in frames.matrices},
         obsm=tuple(ObsmLayout(o.name, (job.n_obs, o.width), o.dtype, rows) for o in job.obsm),
         codec=job.codec,
     )
@@ -283,7 +431,44 @@ def _write_frames(job: StudyJob, source: Source, frames: Frames) -> FilesReceipt
     return FilesReceipt(tuple(write_file(job.dataset, path, data) for path, data in files.items()))
 
 
-def _indptr(job: StudyJob, matrix: str) -> Int64Array:
+def _measured(job: StudyJob) -> dict[str, AnyArray]:
+    """What was measured of each cell, by obs column."""
+    if not job.qc:
+        return {}
+    blocks = range(len(job.blocks) - 1)
+    parts = [np.frombuffer(job.staged(b, "X", "qc").read()).reshape(len(job.qc), -1) for b in blocks]
+    values = np.concatenate([np.empty((len(job.qc), 0)), *parts], axis=1)
+    return {column.name: row.astype(column.dtype) for column, row in zip(job.qc, values, strict=True)}
+
+
+def staged_indptr(job: StudyJob, matrix: str) -> Int64Array:
+    """Row bounds of a matrix of which all blocks are staged."""
     blocks: Sequence[int] = range(len(job.blocks) - 1)
     lengths = [np.frombuffer(job.staged(b, matrix, "lengths").read(), dtype=np.int64) for b in blocks]
     return np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths]), dtype=np.int64)
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+def check_files(dataset: StoreLocation, files: Sequence[FileReceipt]) -> None:
+    """See that all files of a dataset are there as they were written, and that nothing else is.
+
+    Half files of writers that were killed are removed: their names are those of nobody's work once all is written.
+
+    Raises
+    ------
+    CorruptStoreError
+        A file is absent or of another size. The receipts lie: what is in scratch must go.
+    """
+    there = {file.path: file.size for file in dataset.files()}
+    for path in there:
+        if is_temporary(path):
+            (dataset / path).remove()
+    for file in files:
+        if there.get(file.path) != file.size:
+            found = f"{there[file.path]} bytes" if file.path in there else "none"
+            raise CorruptStoreError(
+                f"expected a file of {file.size} bytes at {dataset / file.path}, found {found}: something removed or "
+                f"changed what this build wrote; run the same build again"
+            )

@@ -26,6 +26,7 @@ __all__ = [
     "ObsmInfo",
     "Snapshot",
     "merge_schema",
+    "with_merged_schemas",
 ]
 
 
@@ -172,6 +173,7 @@ class Snapshot:
     message: str = ""
     features: tuple[FeatureSpaceInfo, ...] = ()
     datasets: tuple[DatasetInfo, ...] = ()
+    author: str = ""
     format: int = FORMAT_VERSION
 
     @cached_property
@@ -213,6 +215,18 @@ class Snapshot:
             return typing.cast(Snapshot, _parse(cls, value))
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{where}: not a valid snapshot of format {version}: {error!r}") from error
+
+
+def with_merged_schemas(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with the obs schema of each feature space computed anew, see :func:`merge_schema`.
+
+    Raises
+    ------
+    SelectionError
+        Obs columns don't go together.
+    """
+    spaces = (dataclasses.replace(s, obs=merge_schema(snapshot.of_features(s.name), s.obs)) for s in snapshot.features)
+    return dataclasses.replace(snapshot, features=tuple(spaces))
 
 
 def merge_schema(datasets: Iterable[DatasetInfo], previous: tuple[ObsColumn, ...] = ()) -> tuple[ObsColumn, ...]:

@@ -16,10 +16,13 @@ __all__ = [
     "FORMAT_VERSION",
     "ID_PATTERN",
     "MATRIX_KINDS",
+    "MEASURED_BY_SOURCE",
     "OBS_NAMES",
     "RESERVED_OBS_COLUMNS",
     "SCRATCH",
     "SNAPSHOTS",
+    "SOURCE_DATASET",
+    "SOURCE_ROW",
     "VAR_MEASURED",
     "Layout",
     "dataset_path",
@@ -47,6 +50,12 @@ ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 #: Every store has these obs columns, the last one as AnnData's name of the index; a study may not bring its own.
 OBS_NAMES: Final = "obs_names"
 RESERVED_OBS_COLUMNS: Final = ("dataset", OBS_NAMES, "_index")
+
+#: The obs columns of a shuffled dataset that say where each cell was: the study, and its row there.
+SOURCE_DATASET: Final = "source_dataset"
+SOURCE_ROW: Final = "source_row"
+#: The file of a dataset of several studies that has which genes each of them measured.
+MEASURED_BY_SOURCE: Final = "measured.parquet"
 
 #: The boolean column of a dataset's var that says which genes the study measured.
 VAR_MEASURED: Final = "measured"

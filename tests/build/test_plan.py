@@ -13,7 +13,8 @@ import pytest
 from daodask.build import plan
 from daodask.build.genes import GeneLookup
 from daodask.build.plan import BuildPlan, Space, StudyFacts, make_plan, with_datasets
-from daodask.build.spec import BuildSpec, FeatureSpec, ObsRule, SchemaColumn, StudySpec
+from daodask.build.schema import SchemaColumn
+from daodask.build.spec import BuildSpec, FeatureSpec, ObsRule, StudySpec
 from daodask.errors import FeatureSpaceError, SelectionError, SourceError, StreamlineError
 from daodask.format.features import FeatureSpace
 from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, Snapshot

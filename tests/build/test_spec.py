@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from daodask.build.spec import BuildSpec, FeatureSpec, ObsRule, SchemaColumn, load_spec
+from daodask.build.naming import GeneNames
+from daodask.build.schema import SchemaColumn
+from daodask.build.spec import BuildSpec, FeatureSpec, ObsRule, load_spec
 from daodask.errors import SpecError, StoreNotFoundError
 from daodask.format.spec import Layout
 from daodask.sources.base import SourceAddress
@@ -119,6 +121,30 @@ def test_study_overrides_top_level(full: BuildSpec, tmp_path: Path) -> None:
     assert (heart.kind, heart.dtype, heart.keep, heart.features) == ("normalised", "float32", ("*",), "mouse")
 
 
+def test_how_names_are_read() -> None:
+    features = {"name": "h", "reference": ["B", "A"], "overrides": {"x": "A", "y": None}, "ambiguous": "error"}
+    genes = {"from": "ids", "symbols": "names", "overrides": {"x": "B"}, "case": "ignore"}
+    studies = [{"id": "a", "source": "a.h5ad", "genes": genes}, {"id": "b", "source": "b.h5ad", "genes": "ids"}]
+    spec = load_spec({"features": features, "studies": studies})
+    of_space = GeneNames({"x": "A", "y": None}, "error")
+    assert (spec.features[0].reference, spec.features[0].names) == (("B", "A"), of_space)
+    assert [s.genes for s in spec.studies] == ["ids", "ids"]
+    assert spec.studies[0].names == GeneNames({"x": "B", "y": None}, "error", "ignore", symbols="names")
+    assert spec.studies[1].names == of_space
+
+
+def test_a_ready_made_schema_brings_features_and_raw_counts() -> None:
+    pytest.importorskip("cellxgene_ontology_guide")
+    studies = [{"id": "a", "source": "a.h5ad"}, {"id": "b", "source": "b.h5ad", "layer": "X"}]
+    spec = load_spec({"schema": "cellxgene", "studies": studies, "obs": {"sex": {"required": False}, "mine": {}}})
+    assert spec.features == (FeatureSpec("genes", "union", names=GeneNames(ensembl=True)),)
+    assert [s.matrix for s in spec.studies] == ["raw|X", "X"]
+    assert all(s.names.ensembl for s in spec.studies)
+    by_name = {c.name: c for c in spec.schema}
+    assert (by_name["sex"].required, by_name["tissue"].required, by_name["mine"]) == (False, True, SchemaColumn("mine"))
+    assert by_name["sex"].vocabulary is not None
+
+
 def test_defaults() -> None:
     spec = load_spec(minimal())
     (only,) = spec.studies
@@ -183,12 +209,11 @@ def test_sizes(value: object, nbytes: int) -> None:
         (minimal(study=[]), "build file: unknown key 'study'; did you mean 'studies'?"),
         (minimal(studies=[]), "studies: expected a list with at least one entry"),
         (minimal(studies={"id": "a"}), "studies: expected a list"),
-        (minimal(shuffle="global"), "shuffle: expected none, got 'global'"),
         (minimal(keep="al"), "keep: expected all, none or a list of patterns, got 'al'"),
         (minimal(keep=[1]), "keep: expected text or a list of texts"),
         (minimal(X={"kind": "tpm"}), "X.kind: expected one of counts, normalised, other, got 'tpm'"),
         (minimal(X={"dtype": "int8"}), "X.dtype: expected one of '', float32"),
-        (minimal(layout={"codec": "gzip"}), "layout.codec: expected one of lz4, zstd, none"),
+        (minimal(layout={"codec": "gzip"}), "layout.codec: expected one of lz4, lz4hc, zstd, none"),
         (minimal(layout={"block_rows": 0}), "layout.block_rows: expected a whole number of at least 1, got 0"),
         (minimal(layout={"block_rows": True}), "layout.block_rows: expected a whole number"),
         (minimal(layout={"shard_bytes": "64 apples"}), "layout.shard_bytes: expected a size such as 64MiB"),
@@ -198,7 +223,7 @@ def test_sizes(value: object, nbytes: int) -> None:
         (minimal(obs={"x": {"require": True}}), "obs.x: unknown key 'require'; did you mean 'required'?"),
         (minimal(obs={"x": {"required": "yes"}}), "obs.x.required: expected true or false, got 'yes'"),
         (minimal(obs={"x": {"missing": ["?"]}}), "obs.x.missing: expected text, a finite number or a boolean"),
-        (minimal(obs={"x": {"ontology": "CL"}}), "obs.x.ontology: expected none"),
+        (minimal(schema="cellxgen"), "schema: expected one of '', cellxgene, got 'cellxgen'"),
         (minimal(features={"reference": "union"}), "features.name: expected a value"),
         (minimal(features={"name": "a b", "reference": "union"}), "features.name: expected letters, digits"),
         (minimal(features={"name": "a"}), "features.reference: expected a value"),
@@ -207,6 +232,38 @@ def test_sizes(value: object, nbytes: int) -> None:
             minimal(features={"name": "a", "reference": "union", "biotypes": "lncRNA"}),
             "features.biotypes: expected a reference table to go with it, got reference: union",
         ),
+        (
+            minimal(features={"name": "a", "reference": ["x", "y"], "biotypes": "lncRNA"}),
+            "features.biotypes: expected a reference table to go with it, got reference: ['x', 'y']",
+        ),
+        (
+            minimal(features={"name": "a", "reference": []}),
+            "features.reference: expected a list of different ids or symbols, got []",
+        ),
+        (
+            minimal(features={"name": "a", "reference": ["x", "x"]}),
+            "features.reference: expected a list of different ids or symbols",
+        ),
+        (minimal(features={"name": "a", "reference": [1]}), "features.reference: expected text or a list of texts"),
+        (
+            minimal(features={"name": "a", "reference": "union", "ambiguous": "guess"}),
+            "features.ambiguous: expected one of drop, error, got 'guess'",
+        ),
+        (
+            minimal(features={"name": "a", "reference": "union", "case": "any"}),
+            "features.case: expected one of exact, capitals, ignore, got 'any'",
+        ),
+        (
+            minimal(features={"name": "a", "reference": "union", "overrides": {"x": 1}}),
+            "features.overrides.x: expected the id or symbol of a gene, or null to drop the name, got 1",
+        ),
+        (study(genes={"column": "x"}), "studies[0].genes: unknown key 'column'"),
+        (study(genes={"overrides": ["x"]}), "studies[0].genes.overrides: expected a mapping"),
+        (
+            study(layer="raw|counts"),
+            "studies[0].layer: expected X, raw or layers/<name> (layers/counts?), got 'counts'",
+        ),
+        (study(layers={"a": "raw|X"}), "studies[0].layers.a: expected X, raw or layers/<name>"),
         (
             minimal(features=[{"name": "a", "reference": "union", "duplicates": "add"}]),
             "features[0].duplicates: expected one of sum, error, got 'add'",
@@ -267,7 +324,7 @@ def test_mistakes_are_named_by_their_path(document: Any, message: str, monkeypat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "build file: expected a mapping with features, X,"),
+        ("", "build file: expected a mapping with schema, features, X,"),
         ("studies: []\nstudies: []\n", r"line 2: expected YAML: key 'studies' is given twice"),
         ("a: [1\nb: 2", r"line 2: expected YAML"),
         ("a: !!python/object:os.system {}", r"line 1: expected YAML: could not determine a constructor"),

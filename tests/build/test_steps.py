@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daodask.build.layouts import final_dtype, lay_out, pieces_of, shards_of
 from daodask.build.receipts import BlockReceipt, MatrixReceipt
-from daodask.build.steps import _final_dtype, _lay_out, _pieces, _shards
 from daodask.build.tasks import MatrixJob, Piece, Shard, StudyJob
 from daodask.format.groups import CSRLayout
 from daodask.format.spec import Layout
+from daodask.sources import Fingerprint
 from daodask.storage import StoreLocation
 
 
 def pieces(bounds: list[int], start: int, stop: int) -> list[tuple[int, int, int]]:
-    found = _pieces(np.array(bounds, dtype=np.int64), start, stop)
+    found = pieces_of(np.array(bounds, dtype=np.int64), start, stop)
     return [(piece.block, piece.start, piece.stop) for piece in found]
 
 
@@ -57,9 +58,12 @@ def staged(nnz: int, dtype: str, largest: float, *, integral: bool = True, name:
     return BlockReceipt({name: MatrixReceipt(nnz, dtype, integral, largest, 0.0, 0.0)})
 
 
+UNREAD = Fingerprint(0, "", "")
+
+
 def job(n_obs: int, n_vars: int, **layout: Any) -> StudyJob:
     where = StoreLocation("memory://nowhere")
-    return StudyJob(where, where, (MatrixJob("X", "X", "counts"),), (), (0, n_obs), n_vars, Layout(**layout))
+    return StudyJob(where, where, (MatrixJob("X", "X", "counts"),), (), (0, n_obs), n_vars, Layout(**layout), UNREAD)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def job(n_obs: int, n_vars: int, **layout: Any) -> StudyJob:
 )
 def test_final_dtype(blocks: list[tuple[str, float, bool]], floats: bool, dtype: str) -> None:
     receipts = [staged(1, d, largest, integral=integral) for d, largest, integral in blocks]
-    assert _final_dtype(MatrixJob("X", "X", "other", floats=floats), receipts) == dtype
+    assert final_dtype(MatrixJob("X", "X", "other", floats=floats), receipts) == dtype
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_final_dtype(blocks: list[tuple[str, float, bool]], floats: bool, dtype:
 )
 def test_lay_out(n_obs: int, n_vars: int, nnz: int, layout: dict[str, Any], expected: tuple[Any, ...]) -> None:
     study = job(n_obs, n_vars, **layout)
-    found = _lay_out(study, study.matrices[0], [staged(nnz, "uint16", 9.0)])
+    found = lay_out(study, study.matrices[0], [staged(nnz, "uint16", 9.0)])
     assert (found.nnz, found.shape, found.data_dtype) == (nnz, (n_obs, n_vars), "uint16")
     assert (found.index_dtype, found.chunk_length, found.data_shard, found.index_shard) == expected
 
@@ -116,15 +120,15 @@ def test_shards() -> None:
         dtype = "uint32" if what == "data" else "int64"
         return Shard("X", f"X/{what}", number, dtype, tuple(dtypes.split()), 5, length, of)
 
-    assert list(_shards(layout, blocks)) == [
+    assert list(shards_of(layout, blocks)) == [
         shard("data", 0, "uint16 uint32", 10, Piece(0, 0, 8), Piece(2, 0, 2)),
         shard("data", 1, "uint32", 10, Piece(2, 2, 12)),
         shard("data", 2, "uint32", 10, Piece(2, 12, 17)),
-        shard("indices", 0, "int32 int32", 20, Piece(0, 0, 8), Piece(2, 0, 12)),
-        shard("indices", 1, "int32", 20, Piece(2, 12, 17)),
+        shard("indices", 0, "uint16 uint16", 20, Piece(0, 0, 8), Piece(2, 0, 12)),
+        shard("indices", 1, "uint16", 20, Piece(2, 12, 17)),
     ]
 
 
 def test_no_shard_of_nothing() -> None:
     layout = CSRLayout("X", (0, 9), 0, "uint16", "int32", chunk_length=5, data_shard=5, index_shard=5)
-    assert list(_shards(layout, [])) == []
+    assert list(shards_of(layout, [])) == []

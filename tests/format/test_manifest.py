@@ -67,8 +67,8 @@ def test_json_round_trip(snapshot: Snapshot) -> None:
 
 def test_json_is_sorted_utf8_without_spaces() -> None:
     assert Snapshot(1, "2026-01-01T00:00:00+00:00", "daodask 1", "Größe").to_json() == (
-        b'{"created":"2026-01-01T00:00:00+00:00","datasets":[],"features":[],"format":1,"message":"Gr\xc3\xb6\xc3\x9fe",'
-        b'"number":1,"written_by":"daodask 1"}'
+        b'{"author":"","created":"2026-01-01T00:00:00+00:00","datasets":[],"features":[],"format":1,'
+        b'"message":"Gr\xc3\xb6\xc3\x9fe","number":1,"written_by":"daodask 1"}'
     )
 
 
