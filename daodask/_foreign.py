@@ -7,6 +7,7 @@ as decoding. Their own C libraries are in the very files that Python loads of th
 from __future__ import annotations
 
 import ctypes
+import importlib
 from functools import cache
 from typing import NamedTuple
 
@@ -28,16 +29,16 @@ def find_decoders() -> Decoders | None:
     Sources: blosc.h of c-blosc 1, crc32c.h of google/crc32c.
     """
     try:
-        import google_crc32c._crc32c
-        import numcodecs.blosc
-
-        blosc = ctypes.CDLL(numcodecs.blosc.__file__)
-        crc32c = ctypes.CDLL(google_crc32c._crc32c.__file__)
+        blosc, crc32c = (_library(name) for name in ("numcodecs.blosc", "google_crc32c._crc32c"))
         return Decoders(
             _address(blosc.blosc_decompress_ctx), _address(blosc.blosc_getitem), _address(crc32c.crc32c_extend)
         )
     except (ImportError, OSError, AttributeError):
         return None
+
+
+def _library(module: str) -> ctypes.CDLL:
+    return ctypes.CDLL(importlib.import_module(module).__file__)
 
 
 def _address(function: object) -> int:

@@ -15,8 +15,8 @@ __all__ = ["CHECKSUM_BYTES", "CODECS", "Codec", "with_checksum"]
 
 CHECKSUM_BYTES: Final = 4
 
-#: What Blosc is told to cut a chunk into, in bytes of a one-byte type: it multiplies by the width of an element, and makes
-#: it 64 KiB at least. Rows are decoded block by block, and a block stays in a processor's own cache.
+#: What Blosc is told to cut a chunk into, in bytes of a one-byte type: it multiplies by the width of an element, and
+#: makes it 64 KiB at least. Rows are decoded block by block, and a block stays in a processor's own cache.
 _BLOSC_BLOCK: Final = 16 * 2**10
 
 
