@@ -21,13 +21,25 @@ from typing import TYPE_CHECKING, Final
 from daodask._version import __version__
 
 if TYPE_CHECKING:
+    from daodask.analysis.hvg import highly_variable_genes
+    from daodask.analysis.markers import RankedGenes, rank_genes_groups
+    from daodask.analysis.pca import PrincipalComponents, pca
+    from daodask.analysis.pseudobulk import group_means, mean_var, pseudobulk, reduce
+    from daodask.analysis.reductions import Reduction
+    from daodask.analysis.run import map_blocks
+    from daodask.analysis.transforms import Normalise
     from daodask.batches.loader import BatchLoader
     from daodask.build.plan import BuildPlan
     from daodask.build.report import BuildReport
     from daodask.build.run import build_store, plan_build
     from daodask.build.spec import load_spec
     from daodask.errors import DaodaskError
+    from daodask.export.run import ExportReport, export_store
+    from daodask.history import StoreLog, read_log
+    from daodask.ontology import Ontology
+    from daodask.removal import remove_datasets
     from daodask.store import Store, open_store
+    from daodask.vacuum import VacuumPlan, plan_vacuum
     from daodask.validate import validate_store
 
 __all__ = [
@@ -35,12 +47,32 @@ __all__ = [
     "BuildPlan",
     "BuildReport",
     "DaodaskError",
+    "ExportReport",
+    "Normalise",
+    "Ontology",
+    "PrincipalComponents",
+    "RankedGenes",
+    "Reduction",
     "Store",
+    "StoreLog",
+    "VacuumPlan",
     "__version__",
     "build_store",
+    "export_store",
+    "group_means",
+    "highly_variable_genes",
     "load_spec",
+    "map_blocks",
+    "mean_var",
     "open_store",
+    "pca",
     "plan_build",
+    "plan_vacuum",
+    "pseudobulk",
+    "rank_genes_groups",
+    "read_log",
+    "reduce",
+    "remove_datasets",
     "validate_store",
 ]
 
@@ -49,11 +81,31 @@ _HOMES: Final = {
     "BuildPlan": "daodask.build.plan",
     "BuildReport": "daodask.build.report",
     "DaodaskError": "daodask.errors",
+    "ExportReport": "daodask.export.run",
+    "Normalise": "daodask.analysis.transforms",
+    "Ontology": "daodask.ontology",
+    "PrincipalComponents": "daodask.analysis.pca",
+    "RankedGenes": "daodask.analysis.markers",
+    "Reduction": "daodask.analysis.reductions",
     "Store": "daodask.store",
+    "StoreLog": "daodask.history",
+    "VacuumPlan": "daodask.vacuum",
     "build_store": "daodask.build.run",
+    "export_store": "daodask.export.run",
+    "group_means": "daodask.analysis.pseudobulk",
+    "highly_variable_genes": "daodask.analysis.hvg",
     "load_spec": "daodask.build.spec",
+    "map_blocks": "daodask.analysis.run",
+    "mean_var": "daodask.analysis.pseudobulk",
     "open_store": "daodask.store",
     "plan_build": "daodask.build.run",
+    "plan_vacuum": "daodask.vacuum",
+    "pca": "daodask.analysis.pca",
+    "pseudobulk": "daodask.analysis.pseudobulk",
+    "rank_genes_groups": "daodask.analysis.markers",
+    "read_log": "daodask.history",
+    "reduce": "daodask.analysis.pseudobulk",
+    "remove_datasets": "daodask.removal",
     "validate_store": "daodask.validate",
 }
 

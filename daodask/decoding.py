@@ -12,7 +12,7 @@ import numpy as np
 from daodask._intrinsics import call_crc32c, call_decompress, call_getitem, fence
 from daodask.kernels import compiled, scatter, scatter_dense
 
-__all__ = ["FINE", "STORED", "decode_chunks", "scatter_chunks", "scatter_dense_chunks"]
+__all__ = ["FINE", "STORED", "decode_chunks", "decode_side_by_side", "scatter_chunks", "scatter_dense_chunks"]
 
 #: What :func:`scatter_chunks` returns where every chunk could be decoded, else it is the chunk's position.
 FINE: Final = -1
@@ -87,6 +87,16 @@ def decode_chunks(functions: Any, form: Any, data: Any, bounds: Any, scratch: An
     """Decode chunks to nowhere: what the others here cannot be faster than."""
     for i in range(len(bounds) - 1):
         if _decode(functions, form, data, bounds[i], bounds[i + 1], 0, len(scratch), scratch) != 0:
+            return i
+    return FINE
+
+
+@compiled
+def decode_side_by_side(functions: Any, form: Any, data: Any, bounds: Any, chunk: int, out: Any) -> int:
+    """Decode whole chunks of so many elements into ``out``, one after another; returns as :func:`scatter_chunks`."""
+    for i in range(len(bounds) - 1):
+        place = out[i * chunk : (i + 1) * chunk]
+        if _decode(functions, form, data, bounds[i], bounds[i + 1], 0, chunk, place) != 0:
             return i
     return FINE
 

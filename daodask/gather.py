@@ -23,7 +23,7 @@ from daodask.errors import CorruptStoreError
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 
-__all__ = ["RowGroup", "csr_of", "decode_all", "gather_csr", "gather_dense", "matrix_width"]
+__all__ = ["RowGroup", "csr_of", "decode_all", "decode_into", "gather_csr", "gather_dense", "matrix_width"]
 
 #: Chunks of a piece, which is what a thread does at a time: enough to outweigh the handing over, few enough to share
 #: out.
@@ -281,6 +281,25 @@ def decode_all(array: Array, encoded: Encoded) -> None:
 
     form, data, bounds, *_ = _form(array, encoded)
     _check_decoded(array, encoded, decode_chunks(functions, form, data, bounds, scratch))
+
+
+def decode_into(array: Array, encoded: Encoded, out: AnyArray) -> None:
+    """Decode chunks one after another into ``out``, which is of the array's dtype and as long as all of them.
+
+    Raises
+    ------
+    CorruptStoreError
+        A chunk can't be decoded.
+    """
+    functions, chunk = _decoders(array), len(out) // max(1, len(encoded.numbers))
+    if functions is None:
+        for place, (number, compressed) in enumerate(encoded):
+            array.decode(number, compressed, out[place * chunk : (place + 1) * chunk])
+        return
+    from daodask.decoding import decode_side_by_side
+
+    form, data, bounds, *_ = _form(array, encoded)
+    _check_decoded(array, encoded, decode_side_by_side(functions, form, data, bounds, chunk, out))
 
 
 def _decoders(array: Array) -> Decoders | None:
