@@ -7,6 +7,7 @@ late, as the compiler behind them is slow to import.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ from daodask.types import CSR, AnyArray, Int64Array
 
 __all__ = ["RowGroup", "csr_of", "decode_all", "decode_into", "gather_csr", "gather_dense", "matrix_width"]
 
-#: Chunks of a piece, which is what a thread does at a time: enough to outweigh the handing over, few enough to share
-#: out.
-_PIECE_CHUNKS = 8
+#: Chunks of a piece, which is what a thread does at a time: enough to outweigh what a piece costs in Python.
+_PIECE_CHUNKS = range(8, 33)
+#: Pieces for each processor: enough that all have something to do until the end.
+_SHARES = 4
 #: Elements of what is taken for a chunk where only zarr-python knows the chunks.
 _UNKNOWN_CHUNK = 65_536
 
@@ -187,11 +189,18 @@ def _pieces(
     filled = high > low
     low, high, place = low[filled], high[filled], group.place[filled]
     spec = open_array(group.dataset, path).spec
-    chunk, step = (_UNKNOWN_CHUNK, 1) if spec is None else (spec.chunk_length, _PIECE_CHUNKS)
+    chunk = _UNKNOWN_CHUNK if spec is None else spec.chunk_length
     first, last = low // chunk, (high - 1) // chunk
     needed = _needed_chunks(first, last)
+    step = 1 if spec is None else _piece_chunks(len(needed))
     for begin, end, a, b in (_cut_rows if whole_rows else _cut_chunks)(needed, first, last, step):
         yield _Piece(group.dataset, needed[begin:end], low[a:b], high[a:b], place[a:b])
+
+
+def _piece_chunks(n_chunks: int) -> int:
+    """Into pieces of how many chunks so many are cut."""
+    fair = n_chunks // (_SHARES * len(os.sched_getaffinity(0)))
+    return min(max(fair, _PIECE_CHUNKS.start), _PIECE_CHUNKS.stop - 1)
 
 
 def _needed_chunks(first: Int64Array, last: Int64Array) -> Int64Array:

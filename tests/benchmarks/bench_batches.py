@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=100_000)
     parser.add_argument("--nnz", type=int, default=2_000, help="non-zeros a cell, about")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--codec", default="lz4", help="of daodask's store, as a build file has it")
     parser.add_argument("--folder", type=Path, help="keep stores here, and use those that are there")
     parser.add_argument("--peers", nargs="*", default=["annbatch", "scdataset", "annloader"])
     arguments = parser.parse_args()
@@ -234,9 +235,11 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     features = {"name": "all", "reference": "union"}
     studies = [{"id": "synthetic", "source": str(source), "keep": "all"}]
-    daodask.build_store({"features": features, "studies": studies}, folder / "daodask", threads=2)
-    print(f"daodask store: {time.perf_counter() - began:.1f} s")
-    store = daodask.open_store(folder / "daodask")
+    spec = {"features": features, "studies": studies, "layout": {"codec": arguments.codec}}
+    url = folder / f"daodask_{arguments.codec}"
+    daodask.build_store(spec, url, threads=2)
+    print(f"daodask store, {arguments.codec}: {time.perf_counter() - began:.1f} s")
+    store = daodask.open_store(url)
     peers = [p for p in arguments.peers if _installed(p)]
     collection = folder / "annbatch"
     if "annbatch" in peers and not collection.exists():
