@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic as _numba_intrinsic
 
-__all__ = ["LANES", "call_crc32c", "call_decompress", "call_getitem", "fence", "stream"]
+__all__ = ["LANES", "call_crc32c", "call_decompress", "call_getitem", "call_pread", "fence", "stream"]
 
 #: Elements that :func:`stream` writes: at 4 bytes each, the 64 of a cache line.
 LANES: Final = 16
@@ -68,6 +68,17 @@ def call_crc32c(typingctx: Any, function: Any, source: Any, size: Any) -> Any:
         return _call(builder, address, _INT32, arguments)
 
     return types.uint32(types.uintp, types.uintp, types.uintp), codegen
+
+
+@intrinsic
+def call_pread(typingctx: Any, function: Any, descriptor: Any, target: Any, size: Any, offset: Any) -> Any:
+    """``pread(descriptor, target, size, offset)``: bytes read, 0 at the end of the file, -1 where it failed."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, file, dst, n, start = args
+        return _call(builder, address, _SIZE, [(_INT32, file), (_BYTE_POINTER, dst), (_SIZE, n), (_SIZE, start)])
+
+    return types.int64(types.uintp, types.int32, types.uintp, types.uintp, types.int64), codegen
 
 
 @intrinsic

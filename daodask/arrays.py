@@ -6,6 +6,7 @@ cached, chunks are fetched together and decoded one by one. Any other is left to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -29,15 +30,28 @@ __all__ = ["Array", "Encoded", "group_attributes", "open_array", "take"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """Chunks as they are stored: their numbers, all their bytes, and where in these each of them begins and ends."""
+    """Chunks as they are stored, in memory or in an open file.
+
+    Parameters
+    ----------
+    numbers
+        Of the chunks.
+    bounds
+        Where each begins and ends, ``(chunks, 2)``: in the data, or in the file.
+    data
+        All their bytes, or room for the largest of them.
+    descriptor
+        Of the file; negative where the bytes are in memory.
+    """
 
     numbers: Int64Array
-    data: npt.NDArray[np.uint8]
     bounds: Int64Array
+    data: npt.NDArray[np.uint8]
+    descriptor: int = -1
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        """Number and bytes of each chunk."""
-        for number, (begin, end) in zip(self.numbers.tolist(), pairwise(self.bounds.tolist()), strict=True):
+        """Number and bytes of each chunk, of such as are in memory."""
+        for number, (begin, end) in zip(self.numbers.tolist(), self.bounds.tolist(), strict=True):
             yield number, self.data[begin:end].tobytes()
 
 
@@ -77,27 +91,50 @@ class Array:
             A chunk of a strict array is absent, or a file is short.
         """
         numbers = np.asarray(chunks, dtype=np.int64)
-        shards = numbers // _known(self).chunks_per_shard
+        shards = numbers // self.chunks_per_shard
         cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
-        found = [self._of_shard(int(shards[low]), numbers[low:high]) for low, high in pairwise(cuts) if low < high]
-        ranges = [r for _, ranges in found for r in ranges]
-        bounds = np.zeros(len(ranges) + 1, dtype=np.int64)
-        np.cumsum([stop - start for _, start, stop in ranges], out=bounds[1:])
-        present = np.concatenate([numbers[:0], *(n for n, _ in found)])
-        return Encoded(present, self.dataset.read_ranges(ranges), bounds)
+        found = [self._of_shard(numbers[low:high]) for low, high in pairwise(cuts) if low < high]
+        ranges = [(path, start, stop) for path, _, bounds in found for start, stop in bounds.tolist()]
+        ends = np.cumsum([stop - start for _, start, stop in ranges], dtype=np.int64)
+        bounds = np.stack([np.append(np.zeros(1, np.int64), ends[:-1])[: len(ends)], ends], axis=1)
+        present = np.concatenate([numbers[:0], *(n for _, n, _ in found)])
+        return Encoded(present, bounds, self.dataset.read_ranges(ranges))
 
-    def _of_shard(self, shard: int, numbers: Int64Array) -> tuple[Int64Array, list[tuple[str, int, int]]]:
-        """Those of its chunks that are there, and their byte ranges; reads the shard's index if it is not cached."""
+    def open_file(self, numbers: Int64Array, files: contextlib.ExitStack) -> Encoded:
+        """Chunks of one shard of a local dataset, in its file, which is closed with the stack.
+
+        Raises
+        ------
+        CorruptStoreError
+            A chunk of a strict array, or the file, is absent.
+        """
+        path, present, bounds = self._of_shard(numbers)
+        room = np.empty(int((bounds[:, 1] - bounds[:, 0]).max(initial=0)), dtype=np.uint8)
+        return Encoded(present, bounds, room, files.enter_context((self.dataset / path).open_local()))
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of an array with a spec."""
+        return _known(self).length
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Chunks of a file."""
+        return _known(self).chunks_per_shard
+
+    def _of_shard(self, numbers: Int64Array) -> tuple[str, Int64Array, Int64Array]:
+        """The file of chunks that are in one, those that are there, and where; reads its index if it is not cached."""
         spec = _known(self)
-        path = f"{self.path}/{spec.prefix}{shard}"
-        bounds = _chunk_bounds(self, path)[numbers % spec.chunks_per_shard]
-        absent = bounds[:, 0] == ABSENT
+        path = f"{self.path}/{spec.prefix}{int(numbers[0]) // spec.chunks_per_shard}"
+        placed = _chunk_bounds(self, path)[numbers % spec.chunks_per_shard]
+        absent = placed[:, 0] == ABSENT
         if absent.any():
             if self.strict:
                 number = int(numbers[absent][0])
                 raise CorruptStoreError(f"{self.where}: chunk {number} is absent from {path}; restore the file")
-            numbers, bounds = numbers[~absent], bounds[~absent]
-        return numbers, [(path, offset, offset + size) for offset, size in bounds.tolist()]
+            numbers, placed = numbers[~absent], placed[~absent]
+        begins = placed[:, 0].astype(np.int64)
+        return path, numbers, np.stack([begins, begins + placed[:, 1].astype(np.int64)], axis=1)
 
     def decode(self, number: int, data: bytes, scratch: AnyArray) -> tuple[int, AnyArray]:
         """First element and values of a chunk; the values are gone when the scratch is used again."""

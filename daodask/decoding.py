@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from daodask._intrinsics import call_crc32c, call_decompress, call_getitem, fence
+from daodask._intrinsics import call_crc32c, call_decompress, call_getitem, call_pread, fence
 from daodask.kernels import compiled, scatter, scatter_dense
 
 __all__ = ["FINE", "STORED", "decode_chunks", "decode_side_by_side", "scatter_chunks", "scatter_dense_chunks"]
@@ -35,7 +35,21 @@ def _uint32(data: Any, position: int) -> Any:
 
 
 @compiled
-def _decode(functions: Any, form: Any, data: Any, begin: int, end: int, first: int, last: int, scratch: Any) -> int:
+def _read(functions: Any, descriptor: int, data: Any, begin: int, end: int) -> bool:
+    """Read a part of a file to where ``data`` begins; false where it ends before, or can't be read."""
+    start, done = np.uintp(data.ctypes.data), 0
+    while done < end - begin:
+        got = call_pread(
+            functions[3], np.int32(descriptor), start + np.uintp(done), np.uintp(end - begin - done), begin + done
+        )
+        if got <= 0:
+            return False
+        done += got
+    return True
+
+
+@compiled
+def _decode(functions: Any, form: Any, source: Any, begin: int, end: int, first: int, last: int, scratch: Any) -> int:
     """Decode elements of a chunk, at least ``[first, last)``, into a scratch as long as a chunk.
 
     Parameters
@@ -44,16 +58,22 @@ def _decode(functions: Any, form: Any, data: Any, begin: int, end: int, first: i
         Addresses, see :class:`~daodask._foreign.Decoders`.
     form
         Whether chunks are compressed, and whether they end with a checksum.
-    data, begin, end
-        Bytes, and where in them the chunk is.
+    source, begin, end
+        Bytes, and where in them the chunk is. Before the bytes comes the descriptor of an open file, which they are to
+        be read from, to the beginning of the bytes; it is negative where they are there already.
 
     Returns
     -------
     int
         The element that the scratch begins with, or a negative number where the chunk is not what it should be.
     """
-    decompress, getitem, crc32c = functions
+    decompress, getitem, crc32c, _ = functions
     codec, checked = form
+    descriptor, data = source
+    if descriptor >= 0:
+        if not _read(functions, descriptor, data, begin, end):
+            return -1
+        begin, end = 0, end - begin
     address = np.uintp(data.ctypes.data) + np.uintp(begin)
     target = np.uintp(scratch.ctypes.data)
     whole: Any = np.int64(scratch.nbytes)
@@ -83,20 +103,20 @@ def _blocks(first: Any, last: Any, width: Any, block: Any) -> Any:
 
 
 @compiled
-def decode_chunks(functions: Any, form: Any, data: Any, bounds: Any, scratch: Any) -> int:
+def decode_chunks(functions: Any, form: Any, source: Any, bounds: Any, scratch: Any) -> int:
     """Decode chunks to nowhere: what the others here cannot be faster than."""
-    for i in range(len(bounds) - 1):
-        if _decode(functions, form, data, bounds[i], bounds[i + 1], 0, len(scratch), scratch) != 0:
+    for i in range(len(bounds)):
+        if _decode(functions, form, source, bounds[i, 0], bounds[i, 1], 0, len(scratch), scratch) != 0:
             return i
     return FINE
 
 
 @compiled
-def decode_side_by_side(functions: Any, form: Any, data: Any, bounds: Any, chunk: int, out: Any) -> int:
+def decode_side_by_side(functions: Any, form: Any, source: Any, bounds: Any, chunk: int, out: Any) -> int:
     """Decode whole chunks of so many elements into ``out``, one after another; returns as :func:`scatter_chunks`."""
-    for i in range(len(bounds) - 1):
+    for i in range(len(bounds)):
         place = out[i * chunk : (i + 1) * chunk]
-        if _decode(functions, form, data, bounds[i], bounds[i + 1], 0, chunk, place) != 0:
+        if _decode(functions, form, source, bounds[i, 0], bounds[i, 1], 0, chunk, place) != 0:
             return i
     return FINE
 
@@ -105,7 +125,7 @@ def decode_side_by_side(functions: Any, form: Any, data: Any, bounds: Any, chunk
 def scatter_chunks(
     functions: Any,
     form: Any,
-    data: Any,
+    source: Any,
     bounds: Any,
     numbers: Any,
     length: int,
@@ -118,10 +138,10 @@ def scatter_chunks(
 
     Parameters
     ----------
-    functions, form
+    functions, form, source
         See :func:`_decode`.
-    data, bounds, numbers
-        Bytes of all chunks, where each of them begins and ends, and their numbers.
+    bounds, numbers
+        Where each chunk begins and ends, and their numbers.
     length
         Elements of the array, as the last chunk is padded.
     rows
@@ -147,7 +167,7 @@ def scatter_chunks(
         if a >= b:
             continue
         first, last = max(low[a], start) - start, min(high[b - 1], stop) - start
-        offset = _decode(functions, form, data, bounds[i], bounds[i + 1], first, last, scratch)
+        offset = _decode(functions, form, source, bounds[i, 0], bounds[i, 1], first, last, scratch)
         if offset < 0:
             bad = i
             break
@@ -162,7 +182,7 @@ def scatter_chunks(
 def scatter_dense_chunks(
     functions: Any,
     forms: Any,
-    data: Any,
+    sources: Any,
     bounds: Any,
     numbers: Any,
     length: int,
@@ -176,7 +196,7 @@ def scatter_dense_chunks(
 
     Parameters
     ----------
-    functions, forms, data, bounds, scratches
+    functions, forms, sources, bounds, scratches
         As of :func:`scatter_chunks`, each a pair: of the columns and of the values.
     numbers, length
         As there.
@@ -202,10 +222,10 @@ def scatter_dense_chunks(
         if a >= b:
             continue
         first, last = max(low[a], start) - start, min(high[b - 1], stop) - start
-        offset = _decode(functions, forms[0], data[0], bounds[0][i], bounds[0][i + 1], first, last, scratches[0])
+        offset = _decode(functions, forms[0], sources[0], bounds[0][i, 0], bounds[0][i, 1], first, last, scratches[0])
         if offset < 0:
             return 0, i, strange
-        other = _decode(functions, forms[1], data[1], bounds[1][i], bounds[1][i + 1], first, last, scratches[1])
+        other = _decode(functions, forms[1], sources[1], bounds[1][i, 0], bounds[1][i, 1], first, last, scratches[1])
         if other < 0:
             return 1, i, strange
         columns, values = scratches[0][first - offset : last - offset], scratches[1][first - other : last - other]

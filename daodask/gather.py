@@ -7,6 +7,7 @@ late, as the compiler behind them is slow to import.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -233,7 +234,7 @@ def _scatter_piece(piece: _Piece, path: str, indptr: Int64Array, out: AnyArray) 
     dst = indptr[piece.place]
     past_cache = out.nbytes > _CACHE_BYTES
     functions = _decoders(array)
-    if functions is None or array.spec is None:
+    if functions is None:
         from daodask.kernels import scatter
 
         for first, values in _decoded(array, piece):
@@ -241,10 +242,11 @@ def _scatter_piece(piece: _Piece, path: str, indptr: Int64Array, out: AnyArray) 
         return
     from daodask.decoding import scatter_chunks
 
-    encoded = array.fetch(piece.chunks)
-    rows = piece.low, piece.high, dst
-    bad = scatter_chunks(functions, *_form(array, encoded), rows, array.scratch(), out, past_cache)
-    _check_decoded(array, encoded, bad)
+    rows, scratch, length = (piece.low, piece.high, dst), array.scratch(), array.n_elements
+    for (encoded,) in _side_by_side([array], piece.chunks):
+        chunks = _form(array), _source(encoded), encoded.bounds, encoded.numbers
+        bad = scatter_chunks(functions, *chunks, length, rows, scratch, out, past_cache)
+        _check_decoded(array, encoded, bad)
 
 
 def _scatter_dense_piece(piece: _Piece, name: str, lookup: _DenseLookup, out: AnyArray) -> None:
@@ -261,16 +263,28 @@ def _scatter_dense_piece(piece: _Piece, name: str, lookup: _DenseLookup, out: An
         return
     from daodask.decoding import scatter_dense_chunks
 
-    encoded = [array.fetch(piece.chunks) for array in arrays]
-    forms, data, bounds, numbers, lengths = zip(*map(_form, arrays, encoded), strict=True)
-    scratches = arrays[0].scratch(), arrays[1].scratch()
+    forms, scratches = tuple(map(_form, arrays)), (arrays[0].scratch(), arrays[1].scratch())
     found = np.empty(len(scratches[0]), dtype=np.uint32)
-    rows = piece.low, piece.high, piece.place
-    which, bad, strange = scatter_dense_chunks(
-        functions[0], forms, data, bounds, numbers[0], lengths[0], rows, lookup, scratches, found, out
-    )
-    _check_decoded(arrays[which], encoded[which], bad)
-    _check_columns(strange, n_vars)
+    rows, length = (piece.low, piece.high, piece.place), arrays[0].n_elements
+    for encoded in _side_by_side(arrays, piece.chunks):
+        sources, bounds = tuple(map(_source, encoded)), tuple(e.bounds for e in encoded)
+        chunks = forms, sources, bounds, encoded[0].numbers
+        which, bad, strange = scatter_dense_chunks(functions[0], *chunks, length, rows, lookup, scratches, found, out)
+        _check_decoded(arrays[which], encoded[which], bad)
+        _check_columns(strange, n_vars)
+
+
+def _side_by_side(arrays: Sequence[Array], chunks: Int64Array) -> Iterator[list[Encoded]]:
+    """The same chunks of several arrays: in local files, for the compiled loops to read, file by file; else fetched."""
+    if not all(array.dataset.is_local for array in arrays):
+        yield [array.fetch(chunks) for array in arrays]
+        return
+    others = np.zeros(max(0, len(chunks) - 1), dtype=bool)
+    for array in arrays:
+        others |= np.diff(chunks // array.chunks_per_shard) > 0
+    for low, high in pairwise([0, *(np.flatnonzero(others) + 1).tolist(), len(chunks)]):
+        with contextlib.ExitStack() as files:
+            yield [array.open_file(chunks[low:high], files) for array in arrays]
 
 
 def decode_all(array: Array, encoded: Encoded) -> None:
@@ -288,8 +302,8 @@ def decode_all(array: Array, encoded: Encoded) -> None:
         return
     from daodask.decoding import decode_chunks
 
-    form, data, bounds, *_ = _form(array, encoded)
-    _check_decoded(array, encoded, decode_chunks(functions, form, data, bounds, scratch))
+    bad = decode_chunks(functions, _form(array), _source(encoded), encoded.bounds, scratch)
+    _check_decoded(array, encoded, bad)
 
 
 def decode_into(array: Array, encoded: Encoded, out: AnyArray) -> None:
@@ -307,8 +321,8 @@ def decode_into(array: Array, encoded: Encoded, out: AnyArray) -> None:
         return
     from daodask.decoding import decode_side_by_side
 
-    form, data, bounds, *_ = _form(array, encoded)
-    _check_decoded(array, encoded, decode_side_by_side(functions, form, data, bounds, chunk, out))
+    bad = decode_side_by_side(functions, _form(array), _source(encoded), encoded.bounds, chunk, out)
+    _check_decoded(array, encoded, bad)
 
 
 def _decoders(array: Array) -> Decoders | None:
@@ -318,21 +332,27 @@ def _decoders(array: Array) -> Decoders | None:
     return find_decoders()
 
 
-def _form(array: Array, encoded: Encoded) -> tuple[tuple[int, bool], AnyArray, Int64Array, Int64Array, int]:
-    """How an array's chunks are encoded, and some of them, as compiled loops take them."""
-    spec = array.spec
-    if spec is None:
+def _form(array: Array) -> tuple[int, bool]:
+    """How an array's chunks are encoded, as compiled loops take it."""
+    if array.spec is None:
         raise TypeError(f"{array.where} is read by zarr-python")
-    return (_COMPILED[spec.compression], spec.checksum), encoded.data, encoded.bounds, encoded.numbers, spec.length
+    return _COMPILED[array.spec.compression], array.spec.checksum
+
+
+def _source(encoded: Encoded) -> tuple[int, AnyArray]:
+    """Where chunks are, as compiled loops take it."""
+    return encoded.descriptor, encoded.data
 
 
 def _check_decoded(array: Array, encoded: Encoded, bad: int) -> None:
     """Say what is wrong with a chunk that can't be decoded."""
     if bad < 0:
         return
-    number, data = list(encoded)[bad]
-    array.decode(number, data, array.scratch())
-    raise CorruptStoreError(f"{array.where}: chunk {number} can't be decoded; restore the file")
+    number = int(encoded.numbers[bad])
+    if encoded.descriptor >= 0:
+        encoded, bad = array.fetch([number]), 0
+    array.decode(number, list(encoded)[bad][1], array.scratch())
+    raise CorruptStoreError(f"{array.where}: chunk {number} can't be read; restore the file")
 
 
 def _check_columns(strange: int, n_vars: int) -> None:

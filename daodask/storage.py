@@ -172,6 +172,16 @@ class StoreLocation:
             _check_whole(data, f"{self.url}/{path}", start, stop)
         return np.frombuffer(read[0] if len(read) == 1 else b"".join(read), dtype=np.uint8)
 
+    def open_local(self) -> contextlib.AbstractContextManager[int]:
+        """The descriptor of a file on a disk of this machine.
+
+        Raises
+        ------
+        CorruptStoreError
+            There is no such file, and there should be one.
+        """
+        return _opened(self.path)
+
     def write(self, data: bytes | Sequence[memoryview]) -> None:
         """Write a file that nothing refers to yet; an interrupted write leaves no visible half of it.
 
@@ -312,17 +322,23 @@ def _pread(folder: str, requests: Sequence[tuple[str, int, int]]) -> npt.NDArray
     view, position = out.data, 0
     for path, group in itertools.groupby(requests, key=lambda r: r[0]):
         where = f"{folder}/{path}"
-        try:
-            descriptor = os.open(where, os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise CorruptStoreError(f"expected a file at {where}, found none; restore it") from error
-        try:
+        with _opened(where) as descriptor:
             for _, start, stop in group:
                 _check_length(_fill(descriptor, start, view[position : position + stop - start]), where, start, stop)
                 position += stop - start
-        finally:
-            os.close(descriptor)
     return out
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise CorruptStoreError(f"expected a file at {path}, found none; restore it") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _fill(descriptor: int, start: int, out: memoryview) -> int:

@@ -116,6 +116,7 @@ layouts = st.builds(
             "pooled": st.booleans(),
             "compiled": st.booleans(),
             "cache_bytes": st.sampled_from([0, 2**20]),
+            "in_files": st.booleans(),
         }
     ),
 )
@@ -136,6 +137,7 @@ def test_rows_in_any_order_are_those_of_scipy(
         ThreadPoolExecutor(3) as executor,
         mock.patch("daodask.gather.find_decoders", find_decoders if how["compiled"] else lambda: None),
         mock.patch("daodask.gather._CACHE_BYTES", how["cache_bytes"]),
+        mock.patch.object(StoreLocation, "is_local", how["in_files"]),
     ):
         datasets = [write(Path(folder, str(i)), m, layout, stored) for i, m in enumerate(matrices)]
         groups = split(datasets, sizes, rows)

@@ -83,13 +83,14 @@ def columns(draw: st.DrawFn, size: int, kind: str) -> Any:
 def frames(draw: st.DrawFn, size: int) -> pd.DataFrame:
     chosen = draw(st.lists(st.sampled_from([*ELEMENTS, *LABELS]), unique=True, max_size=5))
     values = {f"{kind} é": draw(columns(size, kind)) for kind in chosen}
-    return pd.DataFrame(values, index=pd.Index(draw(lists(size, TEXT)), dtype=object))
+    names = st.lists(TEXT, unique=True, min_size=size, max_size=size)
+    return pd.DataFrame(values, index=pd.Index(draw(names), dtype=object))
 
 
 @st.composite
 def genes(draw: st.DrawFn) -> list[str]:
     """Few genes, or so many that the counts of a few cells fill several chunks and shards."""
-    names = draw(st.lists(TEXT, unique=True, min_size=1, max_size=4))
+    names = draw(st.lists(TEXT.filter(str.strip), unique=True, min_size=1, max_size=4))  # no name is no gene
     copies = draw(st.sampled_from([1, 1, 500]))
     return [f"{name}{'' if copies == 1 else f'~{i}'}" for name in names for i in range(copies)]
 
