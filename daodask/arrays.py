@@ -95,10 +95,10 @@ class Array:
         cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
         found = [self._of_shard(numbers[low:high]) for low, high in pairwise(cuts) if low < high]
         ranges = [(path, start, stop) for path, _, bounds in found for start, stop in bounds.tolist()]
-        ends = np.cumsum([stop - start for _, start, stop in ranges], dtype=np.int64)
-        bounds = np.stack([np.append(np.zeros(1, np.int64), ends[:-1])[: len(ends)], ends], axis=1)
+        sizes = np.array([stop - start for _, start, stop in ranges], dtype=np.int64)
+        ends = np.cumsum(sizes)
         present = np.concatenate([numbers[:0], *(n for _, n, _ in found)])
-        return Encoded(present, bounds, self.dataset.read_ranges(ranges))
+        return Encoded(present, np.stack([ends - sizes, ends], axis=1), self.dataset.read_ranges(ranges))
 
     def open_file(self, numbers: Int64Array, files: contextlib.ExitStack) -> Encoded:
         """Chunks of one shard of a local dataset, in its file, which is closed with the stack.

@@ -186,17 +186,6 @@ def _time(seconds: float) -> str:
 # -- the bound ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Stored:
-    """Neighbouring chunks of an array, as they are stored."""
-
-    array: Array
-    encoded: Encoded
-
-    def decode(self) -> None:
-        decode_all(self.array, self.encoded)
-
-
 class DecodeBound:
     """Decompression and checksums of X alone: what no loader passes on as many threads.
 
@@ -216,7 +205,7 @@ class DecodeBound:
     """
 
     def __init__(self, store: Store, *, most_bytes: int = _SAMPLE_BYTES, seed: int = 0) -> None:
-        self._pieces: list[_Stored] = []
+        self._pieces: list[tuple[Array, Encoded]] = []
         self.cells = 0.0
         generator = np.random.default_rng(seed)
         infos = [info for i in store.selection.datasets if (info := store.snapshot.dataset[i]).matrix["X"].nnz]
@@ -239,8 +228,8 @@ class DecodeBound:
             if most_bytes <= 0:
                 break
             last = min(first + _PIECE_CHUNKS, n_chunks)
-            pieces = [_Stored(array, array.fetch(range(first, last))) for array in arrays]
-            most_bytes -= sum(len(piece.encoded.data) for piece in pieces)
+            pieces = [(array, array.fetch(range(first, last))) for array in arrays]
+            most_bytes -= sum(len(encoded.data) for _, encoded in pieces)
             n_elements += min(last * spec.chunk_length, spec.length) - first * spec.chunk_length
             self._pieces += pieces
         return n_elements
@@ -248,7 +237,7 @@ class DecodeBound:
     def decode(self, threads: int = 0) -> float:
         """Decode each chunk once, by default on as many threads as there are processors; returns :attr:`cells`."""
         with ThreadPoolExecutor(threads or default_workers()) as executor:
-            list(executor.map(_Stored.decode, self._pieces))
+            list(executor.map(lambda piece: decode_all(*piece), self._pieces))
         return self.cells
 
 

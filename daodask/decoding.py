@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from daodask._intrinsics import call_crc32c, call_decompress, call_getitem, call_pread, fence
+from daodask.format.chunks import BLOSC_HEADER, CHECKED
+from daodask.format.codecs import CHECKSUM_BYTES
 from daodask.kernels import compiled, scatter, scatter_dense
 
 __all__ = ["FINE", "STORED", "decode_chunks", "decode_side_by_side", "scatter_chunks", "scatter_dense_chunks"]
@@ -19,10 +21,8 @@ FINE: Final = -1
 #: The codec of chunks that are stored as they are; any other number is Blosc's.
 STORED: Final = 0
 
-_HEADER_BYTES: Final = 16
-_CHECKSUM_BYTES: Final = 4
-#: The crc32c of any bytes that are followed by their own crc32c.
-_CHECKED: Final = np.uint32(0x48674BC7)
+_HEADER_BYTES: Final = BLOSC_HEADER.size
+_CHECKED: Final = np.uint32(CHECKED)
 
 
 @compiled
@@ -78,9 +78,9 @@ def _decode(functions: Any, form: Any, source: Any, begin: int, end: int, first:
     target = np.uintp(scratch.ctypes.data)
     whole: Any = np.int64(scratch.nbytes)
     if checked:
-        if end - begin < _CHECKSUM_BYTES or call_crc32c(crc32c, address, np.uintp(end - begin)) != _CHECKED:
+        if end - begin < CHECKSUM_BYTES or call_crc32c(crc32c, address, np.uintp(end - begin)) != _CHECKED:
             return -1
-        end -= _CHECKSUM_BYTES
+        end -= CHECKSUM_BYTES
     if codec == STORED:
         if end - begin == whole:
             scratch.view(np.uint8)[:] = data[begin:end]
@@ -100,6 +100,18 @@ def _decode(functions: Any, form: Any, source: Any, begin: int, end: int, first:
 def _blocks(first: Any, last: Any, width: Any, block: Any) -> Any:
     """How many blocks have elements of a range."""
     return (last * width - 1) // block - first * width // block + 1
+
+
+@compiled
+def _needed(number: Any, chunk: int, length: int, low: Any, high: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """First element of a chunk, which rows have elements in it, and from where to where in the chunk these are."""
+    start = number * chunk
+    stop = min(start + chunk, length)
+    a = np.searchsorted(high, start, side="right")
+    b = np.searchsorted(low, stop, side="left")
+    if a >= b:
+        return start, a, b, 0, 0
+    return start, a, b, max(low[a], start) - start, min(high[b - 1], stop) - start
 
 
 @compiled
@@ -160,13 +172,9 @@ def scatter_chunks(
     chunk = len(scratch)
     bad = FINE
     for i in range(len(numbers)):
-        start = numbers[i] * chunk
-        stop = min(start + chunk, length)
-        a = np.searchsorted(high, start, side="right")
-        b = np.searchsorted(low, stop, side="left")
+        start, a, b, first, last = _needed(numbers[i], chunk, length, low, high)
         if a >= b:
             continue
-        first, last = max(low[a], start) - start, min(high[b - 1], stop) - start
         offset = _decode(functions, form, source, bounds[i, 0], bounds[i, 1], first, last, scratch)
         if offset < 0:
             bad = i
@@ -215,13 +223,9 @@ def scatter_dense_chunks(
     chunk = len(scratches[0])
     strange = 0
     for i in range(len(numbers)):
-        start = numbers[i] * chunk
-        stop = min(start + chunk, length)
-        a = np.searchsorted(high, start, side="right")
-        b = np.searchsorted(low, stop, side="left")
+        start, a, b, first, last = _needed(numbers[i], chunk, length, low, high)
         if a >= b:
             continue
-        first, last = max(low[a], start) - start, min(high[b - 1], stop) - start
         offset = _decode(functions, forms[0], sources[0], bounds[0][i, 0], bounds[0][i, 1], first, last, scratches[0])
         if offset < 0:
             return 0, i, strange

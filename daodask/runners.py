@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 from daodask._environment import check_cluster
 from daodask.errors import ClusterError
@@ -16,7 +16,9 @@ from daodask.errors import ClusterError
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["DaskRunner", "Outcome", "Runner", "SerialRunner", "Task", "ThreadRunner", "open_runner"]
+__all__ = ["DaskRunner", "Outcome", "Runner", "SerialRunner", "Task", "ThreadRunner", "in_flight", "open_runner"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,24 @@ def _of_ours(outcome: Outcome, task: Task) -> Outcome:
         error.__cause__ = outcome.error
         return Outcome(outcome.tag, error=error)
     return outcome
+
+
+def in_flight(items: Iterable[T], submit: Callable[[T], Any], most: int) -> Iterator[Any]:
+    """Results of what is submitted for each item, in the order of the items; futures are no more than ``most`` at once.
+
+    What is still under way where the iteration ends is cancelled.
+    """
+    pending: deque[Any] = deque()
+    try:
+        for item in items:
+            pending.append(submit(item))
+            if len(pending) >= most:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 @contextlib.contextmanager

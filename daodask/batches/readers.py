@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,7 @@ from daodask._environment import check_cluster
 from daodask.batches.schedule import Window
 from daodask.batches.window import Request, make_batches
 from daodask.buffers import BufferPool
+from daodask.runners import in_flight
 from daodask.store import Store
 
 if TYPE_CHECKING:
@@ -62,22 +63,7 @@ class LocalReader:
             # While the decoders work on one window, the next is planned and the one before is cut into batches. More
             # than two at once would only make each of them late.
             with ThreadPoolExecutor(min(2, self.read_ahead), "daodask-window") as ahead:
-                yield from _ahead(windows, lambda window: ahead.submit(make, window), self.read_ahead)
-
-
-def _ahead(windows: Iterator[Window], submit: Callable[[Window], Future[list[Any]]], depth: int) -> Iterator[list[Any]]:
-    """Keep ``depth`` windows submitted beyond the one that is handed out."""
-    pending: deque[Future[list[Any]]] = deque()
-    try:
-        for window in windows:
-            pending.append(submit(window))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+                yield from in_flight(windows, lambda window: ahead.submit(make, window), self.read_ahead + 1)
 
 
 #: Windows in flight for each thread of the cluster: one that is being read and one that waits for it.

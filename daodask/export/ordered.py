@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from daodask._environment import check_cluster
+from daodask.runners import in_flight
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -34,21 +34,7 @@ def in_order(
     if client is not None:
         check_cluster(client)
         depth = max(1, 2 * sum(client.nthreads().values()))
-        yield from _ahead(lambda a: client.submit(function, *a, pure=False), arguments, depth)
+        yield from in_flight(arguments, lambda a: client.submit(function, *a, pure=False), depth)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="daodask-export") as pool:
-        yield from _ahead(lambda a: pool.submit(function, *a), arguments, threads + 1)
-
-
-def _ahead(submit: Callable[[tuple[Any, ...]], Any], arguments: Sequence[tuple[Any, ...]], depth: int) -> Iterator[Any]:
-    pending: deque[Any] = deque()
-    try:
-        for call in arguments:
-            pending.append(submit(call))
-            if len(pending) >= depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+        yield from in_flight(arguments, lambda a: pool.submit(function, *a), threads + 1)

@@ -26,8 +26,8 @@ __all__ = ["ArraySpec", "decode_chunk", "decode_index", "encode_shard", "shard_b
 #: What a shard's index has in place of an offset where a chunk is absent.
 ABSENT: Final = 2**64 - 1
 #: The crc32c of any bytes that are followed by their own crc32c.
-_CHECKED: Final = 0x48674BC7
-_BLOSC_HEADER: Final = struct.Struct("<4B3I")
+CHECKED: Final = 0x48674BC7
+BLOSC_HEADER: Final = struct.Struct("<4B3I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def decode_chunk(data: bytes, spec: ArraySpec, out: AnyArray, where: str) -> Non
         The bytes are short, don't match their checksum, or don't decode to a whole chunk.
     """
     if spec.checksum:
-        if len(data) < CHECKSUM_BYTES or google_crc32c.value(data) != _CHECKED:
+        if len(data) < CHECKSUM_BYTES or google_crc32c.value(data) != CHECKED:
             raise CorruptStoreError(f"{where}: a chunk does not match its checksum; restore the file")
         view = memoryview(data)[:-CHECKSUM_BYTES]
     else:
@@ -181,7 +181,7 @@ def _decode_blosc(view: memoryview, spec: ArraySpec, out: AnyArray, where: str) 
     from numcodecs import blosc
 
     # The header tells the sizes before and after; the library itself trusts it and would write past the end.
-    sizes = _BLOSC_HEADER.unpack_from(view)[4:] if len(view) >= _BLOSC_HEADER.size else None
+    sizes = BLOSC_HEADER.unpack_from(view)[4:] if len(view) >= BLOSC_HEADER.size else None
     if sizes is None or sizes[0] != spec.chunk_bytes or sizes[2] != len(view):
         raise CorruptStoreError(
             f"{where}: expected a Blosc chunk of {spec.chunk_bytes} bytes, got {sizes or len(view)}"
