@@ -25,8 +25,8 @@ from daodask.types import CSR, AnyArray, Int64Array
 
 __all__ = ["BlockAddress", "empty_obs", "read_matrix", "read_obs", "read_obsm", "read_var"]
 
-#: Runs of selected rows that are at most this far apart are read as one: decoding a chunk of about 64 rows costs less
-#: than another request for it.
+#: Runs of selected rows that are at most this far apart are read as one: decoding a few chunks of about 32 rows
+#: costs less than another request.
 _GAP_ROWS = 256
 
 

@@ -28,7 +28,7 @@ from daodask.types import CSR, AnyArray, Int64Array
 __all__ = ["RowGroup", "csr_of", "decode_all", "decode_into", "gather_csr", "gather_dense", "matrix_width"]
 
 #: Chunks of a piece, which is what a thread does at a time: enough to outweigh what a piece costs in Python.
-_PIECE_CHUNKS = range(8, 33)
+_PIECE_CHUNKS = range(16, 65)
 #: Pieces for each processor: enough that all have something to do until the end.
 _SHARES = 4
 #: Elements of what is taken for a chunk where only zarr-python knows the chunks.
@@ -206,8 +206,14 @@ def _piece_chunks(n_chunks: int) -> int:
 
 def _needed_chunks(first: Int64Array, last: Int64Array) -> Int64Array:
     """Numbers of the chunks from each row's first to its last one, increasing."""
-    widest = int((last - first).max(initial=0))
-    return np.unique(np.concatenate([np.minimum(first + k, last) for k in range(widest + 1)]))
+    if not len(first):
+        return first
+    # Rows are in order; marking is faster than sorting what is nearly sorted.
+    begin = int(first[0])
+    needed = np.zeros(int(last[-1]) + 1 - begin, dtype=bool)
+    for k in range(int((last - first).max()) + 1):
+        needed[np.minimum(first + k, last) - begin] = True
+    return np.flatnonzero(needed) + begin
 
 
 def _cut_chunks(needed: Int64Array, first: Int64Array, last: Int64Array, step: int) -> Iterator[_Cut]:

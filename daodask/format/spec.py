@@ -64,7 +64,7 @@ VAR_MEASURED: Final = "measured"
 MATRIX_KINDS: Final = ("counts", "normalised", "other")
 
 DEFAULT_BLOCK_ROWS: Final = 16_384
-_CHUNK_ROWS: Final = 64
+_CHUNK_ROWS: Final = 32
 _SHARD_BYTES: Final = 256 * 2**20
 
 

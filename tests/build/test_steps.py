@@ -97,12 +97,12 @@ def test_final_dtype(blocks: list[tuple[str, float, bool]], floats: bool, dtype:
     [
         # dtype of indices, elements of a chunk, of a shard of data (uint16), of a shard of indices
         (0, 10, 0, {}, ("int32", 1024, 1024, 1024)),
-        (100, 10, 50_000, {}, ("int32", 32_768, 65_536, 65_536)),
-        (100, 2**31, 50_000, {}, ("int64", 32_768, 65_536, 65_536)),
-        (100, 10, 2**31, {"shard_bytes": 2**40}, ("int64", 1_374_390_272, 2_748_780_544, 2_748_780_544)),
+        (100, 10, 50_000, {}, ("int32", 16_384, 65_536, 65_536)),
+        (100, 2**31, 50_000, {}, ("int64", 16_384, 65_536, 65_536)),
+        (100, 10, 2**31, {"shard_bytes": 2**40}, ("int64", 687_195_136, 2_748_780_544, 2_748_780_544)),
         (100, 10, 50_000, {"chunk_rows": 1}, ("int32", 1024, 50_176, 50_176)),
         (100, 10, 50_000, {"chunk_rows": 1, "shard_bytes": 8192}, ("int32", 1024, 4096, 2048)),
-        (100, 10, 50_000, {"shard_bytes": 1}, ("int32", 32_768, 32_768, 32_768)),
+        (100, 10, 50_000, {"shard_bytes": 1}, ("int32", 16_384, 16_384, 16_384)),
     ],
 )
 def test_lay_out(n_obs: int, n_vars: int, nnz: int, layout: dict[str, Any], expected: tuple[Any, ...]) -> None:
