@@ -182,17 +182,20 @@ class StoreLocation:
         """
         return _opened(self.path)
 
-    def write(self, data: bytes | Sequence[memoryview]) -> None:
+    def write(self, data: bytes | Sequence[memoryview], *, flush: bool = True) -> None:
         """Write a file that nothing refers to yet; an interrupted write leaves no visible half of it.
 
         Parameters
         ----------
         data
             The bytes, or their parts, which a local file is written from without joining them.
+        flush
+            Whether a local file is on the disk when this returns. Otherwise it outlives any process, but perhaps not
+            a machine that goes down.
         """
         fs, path = self._resolve()
         if isinstance(fs, LocalFileSystem):
-            with _local_temporary(path, [data] if isinstance(data, bytes) else data) as temporary:
+            with _local_temporary(path, [data] if isinstance(data, bytes) else data, flush=flush) as temporary:
                 os.replace(temporary, path)
         else:
             fs.pipe_file(path, data if isinstance(data, bytes) else b"".join(data))
@@ -366,15 +369,16 @@ def _check_length(got: int, where: str, start: int, stop: int) -> None:
 
 
 @contextlib.contextmanager
-def _local_temporary(path: str, parts: Sequence[bytes | memoryview]) -> Iterator[str]:
-    """Write and flush a temporary file beside ``path``; it is gone at the end unless it was moved away."""
+def _local_temporary(path: str, parts: Sequence[bytes | memoryview], *, flush: bool = True) -> Iterator[str]:
+    """Write a temporary file beside ``path``; it is gone at the end unless it was moved away."""
     directory = os.path.dirname(path)
     temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}.tmp")
     try:
         with _open_new(directory, temporary) as file:
             file.writelines(parts)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         yield temporary
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from daodask.build.receipts import ScratchFile, write_scratch
 from daodask.storage import StoreLocation
 from daodask.types import Int64Array
 
@@ -29,20 +30,21 @@ class Exchange:
 
     Parameters
     ----------
-    location
+    scratch, path
         A directory of scratch space, named by what is exchanged: a part that is written twice is the same twice.
     n_parts, n_targets
         How many there are.
     """
 
-    location: StoreLocation
+    scratch: StoreLocation
+    path: str
     n_parts: int
     n_targets: int
 
-    def write(self, part: int, bounds: Int64Array, data: Sequence[memoryview]) -> None:
+    def write(self, part: int, bounds: Int64Array, data: Sequence[memoryview]) -> ScratchFile:
         """Write a part, of whose bytes ``[bounds[t], bounds[t + 1])`` are the piece of target t."""
         index = (bounds + self._index_bytes).astype(_OFFSET)
-        (self.location / self._name(part)).write([index.data, *data])
+        return write_scratch(self.scratch, self._name(part), [index.data, *data])
 
     def read(self, start: int, stop: int) -> Iterator[npt.NDArray[np.uint8]]:
         """Of each of the targets ``[start, stop)``, its pieces of all parts in their order (computes each)."""
@@ -55,22 +57,21 @@ class Exchange:
                 for part in range(self.n_parts)
                 if offsets[part, target] < offsets[part, target + 1]
             ]
-            yield self.location.read_ranges(wanted) if wanted else np.zeros(0, dtype=np.uint8)
+            yield self.scratch.read_ranges(wanted) if wanted else np.zeros(0, dtype=np.uint8)
 
     def remove(self) -> None:
         """Remove all parts."""
-        self.location.remove()
+        (self.scratch / self.path).remove()
 
     def _offsets(self, start: int, stop: int) -> Int64Array:
         """Where the pieces of targets ``[start, stop)`` begin, and the last one ends, per part."""
         ends = start * _OFFSET.itemsize, (stop + 1) * _OFFSET.itemsize
-        read = self.location.read_ranges([(self._name(part), *ends) for part in range(self.n_parts)])
+        read = self.scratch.read_ranges([(self._name(part), *ends) for part in range(self.n_parts)])
         return read.view(_OFFSET).reshape(self.n_parts, stop - start + 1)
 
     @property
     def _index_bytes(self) -> int:
         return (self.n_targets + 1) * _OFFSET.itemsize
 
-    @staticmethod
-    def _name(part: int) -> str:
-        return f"{part:06d}"
+    def _name(self, part: int) -> str:
+        return f"{self.path}/{part:06d}"

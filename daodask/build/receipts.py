@@ -5,16 +5,20 @@ Done means a receipt under the same plan fingerprint (which is in the path), nev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+import google_crc32c
+import numpy as np
 
 from daodask.build.depth import Depth
 from daodask.build.qc import QCRange
-from daodask.errors import StoreNotFoundError
+from daodask.errors import CorruptStoreError, StoreNotFoundError
 from daodask.format.manifest import ColumnSummary
 from daodask.storage import StoreLocation
 
@@ -25,9 +29,14 @@ __all__ = [
     "FramesReceipt",
     "MatrixReceipt",
     "PartsReceipt",
+    "ScratchFile",
     "with_receipt",
     "write_file",
+    "write_scratch",
 ]
+
+#: Bytes of a file of scratch space that are looked at together.
+_PIECE: Final = 2**22
 
 R = TypeVar("R", "BlockReceipt", "FilesReceipt", "FramesReceipt", "PartsReceipt")
 
@@ -39,6 +48,32 @@ class FileReceipt:
     path: str
     size: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchFile:
+    """A file in scratch space: path below it, bytes, CRC32C.
+
+    Scratch is not flushed to the disk, as that takes longer than writing it. Where the machine went down it may be
+    gone, or not what it was, although its receipt is there.
+    """
+
+    path: str
+    size: int
+    crc32c: int
+
+    def is_whole(self, scratch: StoreLocation) -> bool:
+        """Whether it is there as it was written (computes); a bucket has what it said that it has."""
+        location = scratch / self.path
+        if not location.is_local:
+            return True
+        try:
+            if location.size() != self.size:
+                return False
+        except CorruptStoreError:
+            return False
+        pieces = (location.read_range(start, start + _PIECE) for start in range(0, self.size, _PIECE))
+        return _checksum(pieces) == self.crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,42 +134,66 @@ class MatrixReceipt:
 class BlockReceipt:
     """A staged block: its matrices by name, and the files of the dataset that could be written at once.
 
-    ``seconds`` by phase are of the task's result, and not kept.
+    ``scratch`` is what was staged; ``seconds`` by phase are of the task's result, and not kept.
     """
 
     matrices: Mapping[str, MatrixReceipt]
-    files: tuple[FileReceipt, ...] = field(default=())
+    files: tuple[FileReceipt, ...] = ()
+    scratch: tuple[ScratchFile, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BlockReceipt:
         """Read back what ``dataclasses.asdict`` made."""
         matrices = {name: MatrixReceipt.from_dict(m) for name, m in value["matrices"].items()}
-        return cls(matrices, tuple(FileReceipt(**f) for f in value["files"]))
+        return cls(matrices, tuple(FileReceipt(**f) for f in value["files"]), _scratch_of(value))
 
 
 @dataclass(frozen=True, slots=True)
 class PartsReceipt:
-    """Parts of an exchange that one task wrote, and how many values are in them."""
+    """Parts of an exchange that one task wrote, how many values are in them, and their files."""
 
     parts: tuple[int, ...]
     n_values: int
+    scratch: tuple[ScratchFile, ...] = ()
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> PartsReceipt:
         """Read back what ``dataclasses.asdict`` made."""
-        return cls(tuple(value["parts"]), value["n_values"])
+        return cls(tuple(value["parts"]), value["n_values"], _scratch_of(value))
 
 
-def with_receipt(location: StoreLocation, kind: type[R], work: Callable[[], R]) -> R:
-    """The receipt at the location, or that of the work, which is then done and its receipt left there, last of all."""
-    try:
-        return kind.from_dict(json.loads(location.read()))
-    except StoreNotFoundError:
-        receipt = work()
+def _scratch_of(value: Mapping[str, Any]) -> tuple[ScratchFile, ...]:
+    return tuple(ScratchFile(**f) for f in value["scratch"])
+
+
+def with_receipt(scratch: StoreLocation, name: str, kind: type[R], work: Callable[[], R]) -> R:
+    """The receipt of that name, or that of the work, which is then done and its receipt left there, last of all."""
+    location = scratch / f"receipts/{name}.json"
+    with contextlib.suppress(StoreNotFoundError):
+        found = kind.from_dict(json.loads(location.read()))
+        if all(file.is_whole(scratch) for file in getattr(found, "scratch", ())):
+            return found
+    receipt = work()
     kept = {name: value for name, value in dataclasses.asdict(receipt).items() if name != "seconds"}
     location.write(json.dumps(kept).encode())
     return receipt
+
+
+def write_scratch(scratch: StoreLocation, path: str, parts: Sequence[memoryview]) -> ScratchFile:
+    """Write a file of scratch space."""
+    (scratch / path).write(parts, flush=False)
+    return ScratchFile(path, sum(part.nbytes for part in parts), _checksum(parts))
+
+
+def _checksum(parts: Iterable[bytes | memoryview]) -> int:
+    """CRC32C of bytes in parts."""
+    checksum = 0
+    for part in parts:
+        if len(part):
+            # The library takes nothing that anybody could write to.
+            checksum = google_crc32c.extend(checksum, np.frombuffer(memoryview(part).toreadonly(), dtype=np.uint8))
+    return checksum
 
 
 def write_file(dataset: StoreLocation, path: str, data: bytes) -> FileReceipt:

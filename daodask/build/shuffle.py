@@ -26,7 +26,15 @@ from daodask.blocks import BlockAddress, arrow_type, category_dtype, conform, re
 from daodask.build.exchange import Exchange
 from daodask.build.matrices import MappedBlock, staged_index
 from daodask.build.permutation import Permutation
-from daodask.build.receipts import BlockReceipt, FramesReceipt, MatrixReceipt, PartsReceipt, with_receipt, write_file
+from daodask.build.receipts import (
+    BlockReceipt,
+    FramesReceipt,
+    MatrixReceipt,
+    PartsReceipt,
+    ScratchFile,
+    with_receipt,
+    write_file,
+)
 from daodask.build.runs import RUN_ROWS
 from daodask.build.staging import StagedMatrix
 from daodask.build.streamline import streamline_obs, summarise
@@ -128,16 +136,12 @@ class ShuffleJob:
     @property
     def cells(self) -> Exchange:
         """Exchange of rows: a part is an input block, a target an output block."""
-        return Exchange(self.scratch / "cells", len(self.sources), len(self.targets))
+        return Exchange(self.scratch, "cells", len(self.sources), len(self.targets))
 
     @property
     def obs(self) -> Exchange:
         """Exchange of obs: a part is an input block, a target an output dataset."""
-        return Exchange(self.scratch / "obs", len(self.sources), len(self.outputs))
-
-    def receipt(self, name: str) -> StoreLocation:
-        """Where a task leaves its receipt."""
-        return self.scratch / f"receipts/{name}.json"
+        return Exchange(self.scratch, "obs", len(self.sources), len(self.outputs))
 
 
 # -- scattering ----------------------------------------------------------------------------------------------------
@@ -145,7 +149,7 @@ class ShuffleJob:
 
 def scatter_block(job: ShuffleJob, block: int) -> PartsReceipt:
     """Read an input block and write its rows by where they go."""
-    return with_receipt(job.receipt(f"scatter-{block:06d}"), PartsReceipt, lambda: _scatter_block(job, block))
+    return with_receipt(job.scratch, f"scatter-{block:06d}", PartsReceipt, lambda: _scatter_block(job, block))
 
 
 def _scatter_block(job: ShuffleJob, block: int) -> PartsReceipt:
@@ -162,9 +166,8 @@ def _scatter_block(job: ShuffleJob, block: int) -> PartsReceipt:
         arrays += [_fixed(lengths.astype(_LENGTH)[:, None]), (indices, ends), (data, ends)]
         n_values += len(data)
     arrays += [_fixed(read_obsm(address, a.name, a.dtype)[rows]) for a in job.obsm]
-    _write_part(job.cells, block, bounds, arrays)
-    _write_obs(job, block, address, rows, bounds)
-    return PartsReceipt((block,), n_values)
+    files = _write_part(job.cells, block, bounds, arrays), _write_obs(job, block, address, rows, bounds)
+    return PartsReceipt((block,), n_values, files)
 
 
 def _fixed(rows: AnyArray) -> tuple[AnyArray, Int64Array]:
@@ -200,7 +203,7 @@ def _places(begins: Int64Array, lengths: Int64Array) -> Int64Array:
 
 def _write_part(
     exchange: Exchange, part: int, bounds: Int64Array, arrays: Sequence[tuple[AnyArray, Int64Array]]
-) -> None:
+) -> ScratchFile:
     """Write rows: the piece of a target is the number of its rows, and then of each array what these rows have."""
     pieces: list[memoryview] = []
     ends = np.zeros(len(bounds), dtype=np.int64)
@@ -210,10 +213,10 @@ def _write_part(
             piece = [np.array([last - first], dtype=_ROW), *(a[b[first] : b[last]] for a, b in arrays)]
             ends[target + 1] += sum(a.nbytes for a in piece)
             pieces += [a.data for a in piece]
-    exchange.write(part, ends, pieces)
+    return exchange.write(part, ends, pieces)
 
 
-def _write_obs(job: ShuffleJob, block: int, address: BlockAddress, rows: Int64Array, bounds: Int64Array) -> None:
+def _write_obs(job: ShuffleJob, block: int, address: BlockAddress, rows: Int64Array, bounds: Int64Array) -> ScratchFile:
     names = [OBS_NAMES, *(c.name for c in job.schema)]
     obs = read_obs(address, job.schema, [i.id for i in job.inputs], names).iloc[rows]
     pieces: list[bytes] = []
@@ -221,7 +224,7 @@ def _write_obs(job: ShuffleJob, block: int, address: BlockAddress, rows: Int64Ar
     for first, last in pairwise(bounds[n_targets].tolist()):
         pieces.append(_encode_obs(job, obs.iloc[first:last]) if first < last else b"")
     ends = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-    job.obs.write(block, ends, [memoryview(piece) for piece in pieces])
+    return job.obs.write(block, ends, [memoryview(piece) for piece in pieces])
 
 
 def _encode_obs(job: ShuffleJob, obs: pd.DataFrame) -> bytes:
@@ -246,25 +249,30 @@ def _obs_schema(job: ShuffleJob) -> pa.Schema:
 
 def collect_block(job: ShuffleJob, target: int) -> BlockReceipt:
     """Read the rows of an output block from all parts, and stage them in their order; obsm goes into the dataset."""
-    return with_receipt(job.receipt(f"collect-{target:06d}"), BlockReceipt, lambda: _collect_block(job, target))
-
-
-def _collect_block(job: ShuffleJob, target: int) -> BlockReceipt:
     dataset, block = job.targets[target]
     output = job.outputs[dataset]
+    name = f"collect-{block:06d}"
+    return with_receipt(output.scratch, name, BlockReceipt, lambda: _collect_block(job, target, output, block))
+
+
+def _collect_block(job: ShuffleJob, target: int, output: StudyJob, block: int) -> BlockReceipt:
     (pieces,) = job.cells.read(target, target + 1)
     cursor = _Cursor(pieces)
     order = job.permutation.order(target)
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     arrivals = [_read_piece(job, cursor) for _ in iter(lambda: cursor.at_end, True)]
-    output.staged(block, "rows", "origin").write([_arranged([a.rows for a in arrivals], places, 1).data])
-    matrices = {m.name: _collect_matrix(output, block, m, i, arrivals, places) for i, m in enumerate(job.matrices)}
+    origin = output.stage(block, "rows", "origin", [_arranged([a.rows for a in arrivals], places, 1).data])
+    staged = {m.name: _collect_matrix(output, block, m, i, arrivals, places) for i, m in enumerate(job.matrices)}
     files = [
         write_obsm_rows(output, array, block, _arranged([a.obsm[i] for a in arrivals], places, array.width))
         for i, array in enumerate(job.obsm)
     ]
-    return BlockReceipt(matrices, tuple(files))
+    return BlockReceipt(
+        matrices={name: receipt for name, (receipt, _) in staged.items()},
+        files=tuple(files),
+        scratch=(origin, *(file for _, written in staged.values() for file in written)),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -314,7 +322,7 @@ def _arranged(pieces: Sequence[AnyArray], places: Int64Array, width: int) -> Any
 
 def _collect_matrix(
     output: StudyJob, block: int, matrix: MatrixJob, number: int, arrivals: Sequence[_Arrivals], places: Int64Array
-) -> MatrixReceipt:
+) -> tuple[MatrixReceipt, list[ScratchFile]]:
     lengths = np.concatenate([a.matrices[number][0] for a in arrivals])
     arranged = np.empty_like(lengths)
     arranged[places] = lengths
@@ -332,9 +340,7 @@ def _collect_matrix(
     staged = StagedMatrix(with_depth=matrix.name == "X")
     for start in range(0, len(lengths), RUN_ROWS):
         staged.add(_rows_of(*out, indptr[start : start + RUN_ROWS + 1], output.n_vars))
-    for what, written in staged.arrays():
-        output.staged(block, matrix.name, what).write(written)
-    return staged.receipt()
+    return staged.receipt(), [output.stage(block, matrix.name, what, data) for what, data in staged.arrays()]
 
 
 def _rows_of(indices: AnyArray, data: AnyArray, indptr: Int64Array, n_vars: int) -> MappedBlock:
@@ -363,7 +369,7 @@ class ShuffledFrames:
 def write_shuffled_frames(job: ShuffleJob, number: int, frames: ShuffledFrames) -> FramesReceipt:
     """Write obs, var, uns, indptr and all metadata of an output dataset, and which genes each input measured."""
     name = f"frames-{number:06d}"
-    return with_receipt(job.receipt(name), FramesReceipt, lambda: _write_frames(job, number, frames))
+    return with_receipt(job.scratch, name, FramesReceipt, lambda: _write_frames(job, number, frames))
 
 
 def _write_frames(job: ShuffleJob, number: int, frames: ShuffledFrames) -> FramesReceipt:

@@ -107,9 +107,9 @@ def _study_job(plan: BuildPlan, recipe: Recipe) -> StudyJob:
 
 def _transpositions(plan: BuildPlan, recipe: Recipe) -> dict[str, Transposition]:
     runs = Runs(recipe.facts.n_obs, plan.layout.block_rows)
-    scratch = plan.location / recipe.scratch_path / "exchange"
+    scratch = plan.location / recipe.scratch_path
     return {
-        matrix: Transposition(scratch / matrix, parts, runs, len(recipe.facts.genes[matrix]))
+        matrix: Transposition(scratch, f"exchange/{matrix}", parts, runs, len(recipe.facts.genes[matrix]))
         for matrix, parts in recipe.facts.parts.items()
     }
 

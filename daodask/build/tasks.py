@@ -30,8 +30,10 @@ from daodask.build.receipts import (
     FilesReceipt,
     MatrixReceipt,
     PartsReceipt,
+    ScratchFile,
     with_receipt,
     write_file,
+    write_scratch,
 )
 from daodask.build.runs import Runs
 from daodask.build.schema import SchemaColumn
@@ -207,7 +209,11 @@ class StudyJob:
 
     def staged(self, block: int, matrix: str, what: str) -> StoreLocation:
         """Where ``data``, ``indices`` or row ``lengths`` of a staged block are, raw and little-endian."""
-        return self.scratch / f"{matrix}/{block:06d}.{what}"
+        return self.scratch / _staged_path(block, matrix, what)
+
+    def stage(self, block: int, matrix: str, what: str, parts: Sequence[memoryview]) -> ScratchFile:
+        """Write them."""
+        return write_scratch(self.scratch, _staged_path(block, matrix, what), parts)
 
     def gene_map(self, matrix: str) -> StoreLocation:
         """Where the map of the source's genes is."""
@@ -218,9 +224,9 @@ class StudyJob:
         """Where it is said which source genes each percentage of ``qc`` is over."""
         return self.scratch / "genes/qc.npy"
 
-    def receipt(self, name: str) -> StoreLocation:
-        """Where a task leaves its receipt."""
-        return self.scratch / f"receipts/{name}.json"
+
+def _staged_path(block: int, matrix: str, what: str) -> str:
+    return f"{matrix}/{block:06d}.{what}"
 
 
 def _receipt_of(
@@ -233,7 +239,7 @@ def _receipt_of(
         _check_unchanged(address, job.fingerprint)
         return receipt
 
-    return with_receipt(job.receipt(name), kind, checked)
+    return with_receipt(job.scratch, name, kind, checked)
 
 
 def write_gene_map(job: StudyJob, source_matrix: str, target: AnyArray) -> None:
@@ -270,11 +276,11 @@ def transpose_parts(job: StudyJob, address: SourceAddress | Source, matrix: str,
 def _transpose_parts(job: StudyJob, source: Source, matrix: str, start: int, stop: int) -> PartsReceipt:
     if not isinstance(source, PartedSource):
         raise SourceError(f"expected a source that reads {matrix} in parts, as it did before, got {source!r}")
-    n_values = 0
+    n_values, files = 0, []
     for part, values in enumerate(source.read_parts(matrix, start, stop), start):
-        job.transpositions[matrix].write(part, values)
+        files.append(job.transpositions[matrix].write(part, values))
         n_values += len(values.values)
-    return PartsReceipt(tuple(range(start, stop)), n_values)
+    return PartsReceipt(tuple(range(start, stop)), n_values, tuple(files))
 
 
 # -- staging -------------------------------------------------------------------------------------------------------
@@ -288,11 +294,18 @@ def stage_block(job: StudyJob, address: SourceAddress | Source, block: int) -> B
 
 def _stage_block(job: StudyJob, source: Source, block: int) -> BlockReceipt:
     bounds, clock = (job.blocks[block], job.blocks[block + 1]), Stopwatch()
-    matrices = {m.name: _stage_matrix(job, source, m, block, clock) for m in job.matrices}
-    return BlockReceipt(matrices, tuple(_write_obsm(job, source, o, block, bounds) for o in job.obsm), clock.seconds)
+    staged = {m.name: _stage_matrix(job, source, m, block, clock) for m in job.matrices}
+    return BlockReceipt(
+        matrices={name: receipt for name, (receipt, _) in staged.items()},
+        files=tuple(_write_obsm(job, source, o, block, bounds) for o in job.obsm),
+        scratch=tuple(file for _, files in staged.values() for file in files),
+        seconds=clock.seconds,
+    )
 
 
-def _stage_matrix(job: StudyJob, source: Source, matrix: MatrixJob, block: int, clock: Stopwatch) -> MatrixReceipt:
+def _stage_matrix(
+    job: StudyJob, source: Source, matrix: MatrixJob, block: int, clock: Stopwatch
+) -> tuple[MatrixReceipt, list[ScratchFile]]:
     target = _read_array(job.gene_map(matrix.source))
     quality = BlockQuality(job.qc, _read_array(job.qc_masks)) if job.qc and matrix.name == "X" else None
     staged = StagedMatrix(with_depth=matrix.name == "X")
@@ -302,12 +315,11 @@ def _stage_matrix(job: StudyJob, source: Source, matrix: MatrixJob, block: int, 
         if quality is not None:
             quality.add(rows)
     with clock("write"):
-        for what, data in staged.arrays():
-            job.staged(block, matrix.name, what).write(data)
+        files = [job.stage(block, matrix.name, what, data) for what, data in staged.arrays()]
     if quality is None:
-        return staged.receipt()
-    job.staged(block, matrix.name, "qc").write(quality.values.tobytes())
-    return replace(staged.receipt(), qc=quality.ranges)
+        return staged.receipt(), files
+    files.append(job.stage(block, matrix.name, "qc", [quality.values.data]))
+    return replace(staged.receipt(), qc=quality.ranges), files
 
 
 def _read_runs(job: StudyJob, source: Source, matrix: str, block: int) -> Iterator[CSR]:
@@ -364,7 +376,7 @@ class Shard:
 def write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
     """Put a shard together from staged blocks, encode it and write it with one request."""
     name = f"{shard.path.replace('/', '-')}-{shard.number:06d}"
-    return with_receipt(job.receipt(name), FilesReceipt, lambda: _write_shard(job, shard))
+    return with_receipt(job.scratch, name, FilesReceipt, lambda: _write_shard(job, shard))
 
 
 def _write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
@@ -381,15 +393,11 @@ def _shard_values(job: StudyJob, shard: Shard) -> Iterator[AnyArray]:
     """The values of a shard in its dtype, a few at a time."""
     what = shard.path.rpartition("/")[2]
     for piece, dtype in zip(shard.pieces, shard.staged_dtypes, strict=True):
-        location = job.staged(piece.block, shard.matrix, what)
+        path, staged = _staged_path(piece.block, shard.matrix, what), np.dtype(dtype)
         for start in range(piece.start, piece.stop, _READ_VALUES):
-            values = Piece(piece.block, start, min(start + _READ_VALUES, piece.stop))
-            yield _read_staged(location, np.dtype(dtype), values).astype(shard.dtype)
-
-
-def _read_staged(location: StoreLocation, dtype: np.dtype[Any], piece: Piece) -> AnyArray:
-    data = location.read_range(piece.start * dtype.itemsize, piece.stop * dtype.itemsize)
-    return np.frombuffer(data, dtype=dtype)
+            stop = min(start + _READ_VALUES, piece.stop)
+            data = job.scratch.read_ranges([(path, start * staged.itemsize, stop * staged.itemsize)])
+            yield data.view(staged).astype(shard.dtype, copy=False)
 
 
 # -- frames --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from daodask.build.exchange import Exchange
+from daodask.build.receipts import ScratchFile
 from daodask.build.runs import Runs
 from daodask.sources.base import Coordinates, Parts
 from daodask.storage import StoreLocation
@@ -27,7 +28,7 @@ class Transposition:
 
     Parameters
     ----------
-    location
+    scratch, path
         Of its exchange.
     parts
         What the source says of its parts.
@@ -37,7 +38,8 @@ class Transposition:
         Columns of the source's matrix.
     """
 
-    location: StoreLocation
+    scratch: StoreLocation
+    path: str
     parts: Parts
     runs: Runs
     n_vars: int
@@ -45,7 +47,7 @@ class Transposition:
     @property
     def exchange(self) -> Exchange:
         """What it goes through: a target is a run of rows."""
-        return Exchange(self.location, self.parts.number, self.runs.number)
+        return Exchange(self.scratch, self.path, self.parts.number, self.runs.number)
 
     @property
     def _record(self) -> np.dtype[Any]:
@@ -54,7 +56,7 @@ class Transposition:
         column = np.min_scalar_type(max(1, self.n_vars - 1))
         return np.dtype([("row", row), ("column", column), ("value", self.parts.dtype)])
 
-    def write(self, part: int, values: Coordinates) -> None:
+    def write(self, part: int, values: Coordinates) -> ScratchFile:
         """Sort a part by runs of rows, and write it."""
         record = self._record
         run = np.empty(len(values.rows), dtype=np.min_scalar_type(self.runs.number))
@@ -69,7 +71,7 @@ class Transposition:
             records[name] = column[order]
         counts = np.bincount(run, minlength=self.runs.number)
         bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64) * records.itemsize
-        self.exchange.write(part, bounds, [records.view(np.uint8).data])
+        return self.exchange.write(part, bounds, [records.view(np.uint8).data])
 
     def read(self, block: int) -> Iterator[CSR]:
         """Rows of each run of a block, columns in the order of the parts (computes each)."""

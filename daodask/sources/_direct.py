@@ -8,20 +8,23 @@ and decompressed here. Everything else is left to h5py.
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import h5py
 import numpy as np
 
-from daodask.types import AnyArray
+from daodask.types import AnyArray, Int64Array
 
 __all__ = ["read_elements"]
 
 _DEFLATE: Final = h5py.h5z.FILTER_DEFLATE
 _SHUFFLE: Final = h5py.h5z.FILTER_SHUFFLE
-#: Chunks smaller than this cost more to ask for than to have read by HDF5.
+#: Chunks smaller than this cost more to keep account of than to have read by HDF5.
 _SMALLEST_CHUNK: Final = 2**14
 
 
@@ -48,12 +51,13 @@ def read_elements(array: Any, start: int, stop: int) -> AnyArray:
         return values
     # HDF5's own descriptor: a path may meanwhile lead to another file.
     descriptor = array.file.id.get_vfd_handle()
+    chunks = _chunk_table(_Identity.of(array))
     out = np.empty(stop - start, dtype=array.dtype)
     length = array.chunks[0]
     for first in range(start // length * length, stop, length):
         low, high = max(start, first), min(stop, first + length)
         target = out[low - start : high - start]
-        chunk = _locate(array, first)
+        chunk = _chunk(chunks[first // length])
         if chunk is None:  # never written: it has what it is filled with
             target[:] = array[low:high]
         elif len(target) == length:
@@ -71,19 +75,49 @@ def _known_filters(array: Any) -> tuple[int, ...] | None:
         return None
     if array.file.driver != "sec2" or array.file.userblock_size or array.dtype.kind not in "iuf":
         return None
-    if array.chunks[0] * array.dtype.itemsize < _SMALLEST_CHUNK:
+    # Without chunk_iter, which HDF5 has since 1.14, chunks can't be found quickly.
+    if array.chunks[0] * array.dtype.itemsize < _SMALLEST_CHUNK or not hasattr(array.id, "chunk_iter"):
         return None
     properties = array.id.get_create_plist()
     filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
     return filters if filters in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE)) else None
 
 
-def _locate(array: h5py.Dataset, element: int) -> _Chunk | None:
-    """The chunk that begins with an element; ``None`` where it was never written."""
-    info = array.id.get_chunk_info_by_coord((element,))
-    if info.byte_offset is None:
-        return None
-    return _Chunk(info.byte_offset, info.size, info.filter_mask)
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """An array that is open, equal where it is the same one of the same opened file; it does not keep that open."""
+
+    file_number: int
+    address: int
+    array: Callable[[], Any] = field(compare=False)
+
+    @classmethod
+    def of(cls, array: h5py.Dataset) -> _Identity:
+        # HDF5 numbers files as it opens them, and never uses a number twice.
+        info = h5py.h5o.get_info(array.id)
+        return cls(info.fileno, info.addr, weakref.ref(array))
+
+
+@lru_cache(maxsize=4)
+def _chunk_table(identity: _Identity) -> Int64Array:
+    """Offset, size and filter mask of each chunk of an array, the offset -1 of one that was never written.
+
+    Asked for one by one, HDF5 goes through its tree of all chunks for each.
+    """
+    array = identity.array()
+    table = np.full((-(-array.shape[0] // array.chunks[0]), 3), -1, dtype=np.int64)
+
+    def note(chunk: Any) -> None:
+        table[chunk.chunk_offset[0] // array.chunks[0]] = chunk.byte_offset, chunk.size, chunk.filter_mask
+
+    array.id.chunk_iter(note)
+    return table
+
+
+def _chunk(row: Int64Array) -> _Chunk | None:
+    """A chunk of the table; ``None`` where it was never written."""
+    offset, size, skipped = row.tolist()
+    return None if offset < 0 else _Chunk(offset, size, skipped)
 
 
 def _read_chunk(descriptor: int, chunk: _Chunk, filters: tuple[int, ...], out: AnyArray) -> None:

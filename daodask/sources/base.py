@@ -25,7 +25,8 @@ class Fingerprint:
     stamp
         What the file system says without reading: modification times or etags. Equal stamp and size: not read again.
     digest
-        SHA-256 of the content for what is on a local disk or in memory; the stamp for what is remote.
+        SHA-256 of the content for what is on a local disk or in memory, of large files that of their pieces'
+        checksums; the stamp for what is remote.
     """
 
     size: int

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
+import google_crc32c
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -27,7 +28,7 @@ _TIME = ("mtime", "lastmodified", "last_modified", "last-modified", "updated", "
 
 #: Bytes of a file that one thread takes, a multiple of those that are read at a time.
 _PART: Final = 2**26
-_PIECE: Final = 2**20
+_PIECE: Final = 2**18
 
 _COMPRESSED = ("data", "indices", "indptr")
 
@@ -152,7 +153,7 @@ def _hash_lines(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _digest_file(location: StoreLocation, path: str) -> str:
-    """SHA-256 of the content; of a large local file, that of the digests of its parts, which threads take at once."""
+    """SHA-256 of the content; of a large local file, that of its parts' digests, which threads take at once."""
     if location.is_local and (size := os.path.getsize(path)) > _PART:
         starts = range(0, size, _PART)
         with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
@@ -165,11 +166,13 @@ def _digest_file(location: StoreLocation, path: str) -> str:
 
 
 def _digest_part(path: str, start: int) -> str:
+    """SHA-256 of the CRC32C of each piece: tells a change as surely as anybody needs, at the speed of reading."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         file.seek(start)
         for _ in range(_PART // _PIECE):
-            digest.update(file.read(_PIECE))
+            checksum: int = google_crc32c.value(file.read(_PIECE))
+            digest.update(checksum.to_bytes(4, "little"))
     return digest.hexdigest()
 
 

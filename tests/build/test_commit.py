@@ -326,9 +326,9 @@ def test_adding_writes_nothing_that_is_there(store: StoreLocation, monkeypatch: 
     for name in ("write", "create", "remove"):
         method = getattr(StoreLocation, name)
 
-        def recorded(location: StoreLocation, *data: bytes, _method: Any = method) -> Any:
+        def recorded(location: StoreLocation, *data: bytes, _method: Any = method, **options: bool) -> Any:
             written.append(location.path.removeprefix(f"{store.path}/"))
-            return _method(location, *data)
+            return _method(location, *data, **options)
 
         monkeypatch.setattr(StoreLocation, name, recorded)
     assert build(store, c=study(100), b=study(50)).ok

@@ -54,7 +54,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pieces_of_a_target_come_in_the_order_of_the_parts(scratch: StoreLocation) -> None:
-    exchange = Exchange(scratch / "x", n_parts=3, n_targets=4)
+    exchange = Exchange(scratch, "x", n_parts=3, n_targets=4)
     exchange.write(2, np.array([0, 2, 2, 2, 2]), [np.array([9], dtype="<u2").data])
     exchange.write(0, np.array([0, 4, 4, 6, 10]), [np.array(v, dtype="<u2").data for v in ([1, 2, 3], [4, 5])])
     exchange.write(1, np.array([0, 0, 0, 0, 2]), [np.array([7], dtype="<u2").data])
@@ -64,13 +64,15 @@ def test_pieces_of_a_target_come_in_the_order_of_the_parts(scratch: StoreLocatio
 
 
 def test_the_bytes_of_a_part(scratch: StoreLocation) -> None:
-    Exchange(scratch, n_parts=1, n_targets=2).write(0, np.array([0, 2, 6]), [np.array([1, 2, 3], dtype="<u2").data])
+    Exchange(scratch, "x", n_parts=1, n_targets=2).write(
+        0, np.array([0, 2, 6]), [np.array([1, 2, 3], dtype="<u2").data]
+    )
     index = np.array([24, 26, 30], dtype="<i8").tobytes()
-    assert (scratch / "000000").read() == index + b"\x01\x00\x02\x00\x03\x00"
+    assert (scratch / "x/000000").read() == index + b"\x01\x00\x02\x00\x03\x00"
 
 
 def test_a_part_that_is_not_there_is_no_empty_one(scratch: StoreLocation) -> None:
-    exchange = Exchange(scratch, n_parts=2, n_targets=1)
+    exchange = Exchange(scratch, "x", n_parts=2, n_targets=1)
     exchange.write(0, np.array([0, 2]), [np.array([1], dtype="<u2").data])
     with pytest.raises(CorruptStoreError, match="expected a file at .*000001, found none"):
         list(exchange.read(0, 1))
@@ -120,7 +122,7 @@ def test_transposed_is_what_scipy_makes(
 ) -> None:
     random, location = np.random.default_rng(seed), StoreLocation.parse(f"memory://exchange-{next(NUMBER)}")
     runs = Runs(n_rows, block_rows, run_rows=3)
-    transposition = Transposition(location, Parts(len(sizes), dtype), runs, n_vars)
+    transposition = Transposition(location, "x", Parts(len(sizes), dtype), runs, n_vars)
     parts = [
         Coordinates(
             random.integers(0, n_rows, size).astype(np.int32),

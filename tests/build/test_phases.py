@@ -75,10 +75,10 @@ def test_reports_have_phases_and_receipts_have_none(tmp_path: Path, monkeypatch:
     receipts: list[bytes] = []
     write = StoreLocation.write
 
-    def seen(location: StoreLocation, data: bytes) -> None:
+    def seen(location: StoreLocation, data: bytes, **options: bool) -> None:
         if "/receipts/" in location.url:
             receipts.append(data)
-        write(location, data)
+        write(location, data, **options)
 
     monkeypatch.setattr(StoreLocation, "write", seen)
     coordinate_adata(30, 4).write_h5ad(tmp_path / "a.h5ad")

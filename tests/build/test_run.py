@@ -535,14 +535,14 @@ class Saboteur:
         write, create, stage = StoreLocation.write, StoreLocation.create, tasks._stage_block
         lock = threading.Lock()
 
-        def guarded(function: Callable[[StoreLocation, bytes], Any]) -> Callable[[StoreLocation, bytes], Any]:
-            def run(location: StoreLocation, data: bytes) -> Any:
+        def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+            def run(location: StoreLocation, data: bytes, **options: bool) -> Any:
                 with lock:
                     self.writes += 1
                     now = self.writes == last
                 if now and not after:
                     raise Crash
-                result = function(location, data)
+                result = function(location, data, **options)
                 if now:
                     raise Crash
                 return result
@@ -639,15 +639,43 @@ def test_a_crash_on_threads_and_on_a_disk(tmp_path: Path, sabotage: Callable[...
         assert digests(location) == wanted
 
 
+def spoil(path: Path, how: str) -> None:
+    """Leave of a file what a machine without power may leave."""
+    data = path.read_bytes()
+    if how == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if how == "empty" else data[:-1] if how == "short" else b"\0" * len(data))
+
+
+@pytest.mark.parametrize("how", ["absent", "empty", "short", "zeros"])
+def test_what_scratch_lost_with_the_machine_is_done_again(
+    how: str, tmp_path: Path, sabotage: Callable[..., Saboteur]
+) -> None:
+    sources, whole = {"a": study(1, 8, 200), "b": study(2, 5, 200)}, local(tmp_path)
+    counting = sabotage()
+    daodask.build_store(small(sources), whole)
+    location, wanted = local(tmp_path), digests(whole)
+    sabotage(counting.writes)
+    with pytest.raises(Crash):
+        daodask.build_store(small(sources), location)
+    (lost,) = Path(location.path).glob("scratch/a.*/X/000001.indices")
+    spoil(lost, how)
+    resumed = sabotage()
+    assert daodask.build_store(small(sources), location).ok
+    assert resumed.staged == [("a", 1)]
+    assert digests(location) == wanted
+
+
 def test_a_disk_that_fails_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     sources, location, whole = {"a": study(1, 8, 200), "b": study(2, 5, 200)}, memory(), memory()
     daodask.build_store(small(sources), whole)
     write = StoreLocation.write
 
-    def full(where: StoreLocation, data: bytes) -> None:
+    def full(where: StoreLocation, data: bytes, **options: bool) -> None:
         if "/a." in where.url and "/X/data" in where.url and "datasets/" in where.url:
             raise OSError(28, "No space left on device")
-        write(where, data)
+        write(where, data, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreLocation, "write", full)

@@ -308,12 +308,12 @@ def test_a_crash_at_any_write_leaves_nothing_and_is_resumed(
     write = StoreLocation.write
     n_writes = 0
 
-    def counting(where: StoreLocation, data: Any) -> None:
+    def counting(where: StoreLocation, data: Any, **options: bool) -> None:
         nonlocal n_writes
         n_writes += 1
         if n_writes == crash_at:
             raise Crash
-        write(where, data)
+        write(where, data, **options)
 
     monkeypatch.setattr(StoreLocation, "write", counting)
     crash_at = 0
@@ -334,10 +334,10 @@ def test_a_disk_that_fails_is_waited_for(memory: StoreLocation, monkeypatch: pyt
     first, second = two_studies()
     write = StoreLocation.write
 
-    def full(where: StoreLocation, data: Any) -> None:
+    def full(where: StoreLocation, data: Any, **options: bool) -> None:
         if "/s1." in where.url and "/receipts/" in where.url and "frames" in where.url:
             raise OSError(28, "No space left on device")
-        write(where, data)
+        write(where, data, **options)
 
     assert daodask.build_store(spec("global", first, second), memory / "whole").ok
     with monkeypatch.context() as patch:

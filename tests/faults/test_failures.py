@@ -284,10 +284,10 @@ def test_a_disk_that_fails(
 ) -> None:
     store, write = tmp_path / "store", StoreLocation.write
 
-    def failing(location: StoreLocation, data: bytes) -> None:
+    def failing(location: StoreLocation, data: bytes, **options: bool) -> None:
         if where in location.url and "/X/" in location.url:
             raise OSError(number, os.strerror(number), location.path)
-        write(location, data)
+        write(location, data, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreLocation, "write", failing)
@@ -311,10 +311,10 @@ def test_a_disk_that_fails_at_the_commit(
     with monkeypatch.context() as patch:
         for name, method in methods.items():
 
-            def full(location: StoreLocation, data: bytes, _method: Any = method) -> Any:
+            def full(location: StoreLocation, data: bytes, _method: Any = method, **options: bool) -> Any:
                 if what in location.url:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), location.path)
-                return _method(location, data)
+                return _method(location, data, **options)
 
             patch.setattr(StoreLocation, name, full)
         assert main(["build", str(spec), str(store), "--workers", "0", "--quiet"]) == 1

@@ -65,11 +65,11 @@ def crashing(at: int, *, after: bool) -> Iterator[None]:
     numbers = itertools.count(1)
 
     def crashes(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(location: StoreLocation, data: bytes) -> Any:
+        def run(location: StoreLocation, data: bytes, **options: bool) -> Any:
             now = next(numbers) == at
             if now and not after:
                 raise Crash
-            result = function(location, data)
+            result = function(location, data, **options)
             if now:
                 raise Crash
             return result

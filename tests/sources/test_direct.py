@@ -113,3 +113,19 @@ def test_damage_is_told(damage: str, filters: dict[str, Any], tmp_path: Path) ->
             file.write(b"\0\xff\0\xff\0\xff")
     with pytest.raises(SourceError, match="x can't be read: .*chunk"), reading(StoreLocation.parse(path), "x"):
         read_elements(array, 0, LENGTH)
+
+
+def test_where_chunks_are_is_asked_once_an_opened_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = written(tmp_path / "x.h5")
+    before = _direct._chunk_table.cache_info()
+    for start in (0, 5000, 9000):
+        assert read_elements(array.file["x"], start, start + 1000).tolist() == array[start : start + 1000].tolist()
+    after = _direct._chunk_table.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
+    array.file.close()
+    # The same path and place in the file, but another file.
+    other = np.arange(LENGTH, dtype="<i4")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", data=other, chunks=(2048,))
+    with h5py.File(tmp_path / "x.h5") as file:
+        np.testing.assert_array_equal(read_elements(file["x"], 0, LENGTH), other)

@@ -40,7 +40,9 @@ def test_parts_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / str(number)).write_bytes(content)
         found.append(fingerprint_location(StoreLocation.parse(tmp_path / str(number))).digest)
     assert found[0] == hashlib.sha256(b"abcdefgh").hexdigest()
-    parts = [hashlib.sha256(part).hexdigest() for part in (b"abcdefgh", b"i")]
+    # CRC32C of "abcd", of "efgh"; of "i" and of nothing.
+    checksums = ["310ac892d431fd74", "ff1b094b00000000"]
+    parts = [hashlib.sha256(bytes.fromhex(part)).hexdigest() for part in checksums]
     assert found[1] == hashlib.sha256("\n".join(repr((part,)) for part in parts).encode()).hexdigest()
     assert len(set(found)) == len(contents)
 
