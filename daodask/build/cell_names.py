@@ -40,7 +40,7 @@ def cell_names(names: Iterable[object], rule: str, dataset_id: str) -> pd.Index[
     StreamlineError
         A name occurs twice and the rule is ``"unique"``.
     """
-    texts = pd.Index([str(n) for n in names], dtype=object)
+    texts = pd.Index([str(n) for n in names.to_numpy(dtype=object)], dtype=object)
     repeated = texts.duplicated()
     if not repeated.any():
         return texts

@@ -196,7 +196,7 @@ def _checksum(parts: Iterable[bytes | memoryview]) -> int:
     return checksum
 
 
-def write_file(dataset: StoreLocation, path: str, data: bytes) -> FileReceipt:
+def write_file(dataset: StoreLocation, path: str, data: bytes | memoryview) -> FileReceipt:
     """Write a file of a dataset."""
-    (dataset / path).write(data)
+    (dataset / path).write(data if isinstance(data, bytes) else [data])
     return FileReceipt(path, len(data), hashlib.sha256(data).hexdigest())

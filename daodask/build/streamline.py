@@ -78,7 +78,7 @@ def streamline_obs(
                 columns[name] = stored(obs[name], name)
     except StreamlineError as error:
         raise StreamlineError(f"study {dataset_id!r}: {error}") from error
-    index = pd.Index([str(n) for n in obs.index], dtype=object)
+    index = pd.Index([str(n) for n in obs.index.to_numpy(dtype=object)], dtype=object)
     aligned = {name: column.set_axis(index) for name, column in columns.items()}
     return pd.DataFrame(aligned, index=index, columns=pd.Index(list(columns), dtype=object))
 

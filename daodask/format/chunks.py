@@ -8,7 +8,6 @@ few forms known here has no :class:`ArraySpec`, and is left to zarr-python.
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import google_crc32c
 import numpy as np
 
 from daodask.errors import CorruptStoreError
-from daodask.format.codecs import CHECKSUM_BYTES, Codec, with_checksum
+from daodask.format.codecs import CHECKSUM_BYTES, Codec, checksum_of, with_checksum
 from daodask.types import AnyArray
 
 __all__ = ["ArraySpec", "decode_chunk", "decode_index", "encode_shard", "shard_bounds", "shard_key"]
@@ -28,6 +27,8 @@ ABSENT: Final = 2**64 - 1
 #: The crc32c of any bytes that are followed by their own crc32c.
 CHECKED: Final = 0x48674BC7
 BLOSC_HEADER: Final = struct.Struct("<4B3I")
+#: Bytes that there is room for at first while a shard is put together.
+_FIRST_ROOM: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ def shard_key(number: int) -> str:
     return f"c/{number}"
 
 
-def encode_shard(values: AnyArray | Iterator[AnyArray], chunk_length: int, shard_length: int, codec: Codec) -> bytes:
+def encode_shard(values: AnyArray | Iterator[AnyArray], chunk_length: int, shard_length: int, codec: Codec) -> memoryview:
     """Encode a 1-D run of values as one shard (zarr v3 ``sharding_indexed``, index at the end with crc32c).
 
     Parameters
@@ -233,13 +234,38 @@ def encode_shard(values: AnyArray | Iterator[AnyArray], chunk_length: int, shard
         Of each inner chunk.
     """
     index = np.full((shard_length // chunk_length, 2), ABSENT, dtype="<u8")
-    shard = io.BytesIO()
+    shard = _Growing()
     for number, chunk in enumerate(_chunks(iter([values]) if isinstance(values, np.ndarray) else values, chunk_length)):
-        encoded = codec.encode(chunk)
-        index[number] = shard.tell(), len(encoded)
-        shard.write(encoded)
-    shard.write(with_checksum(index.tobytes()))
-    return shard.getvalue()
+        begin, compressed = shard.length, codec.compress(chunk)
+        shard.extend(compressed)
+        shard.extend(checksum_of(compressed))
+        index[number] = begin, shard.length - begin
+    shard.extend(with_checksum(index.tobytes()))
+    return shard.content
+
+
+class _Growing:
+    """Bytes in one array of NumPy's, which copies without the GIL and asks for large pages, unlike ``BytesIO``."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._room = np.empty(_FIRST_ROOM, dtype=np.uint8)
+
+    def extend(self, data: bytes) -> None:
+        """Append bytes."""
+        end = self.length + len(data)
+        if end > len(self._room):
+            # What is not written to yet takes no memory.
+            room = np.empty(2 * end, dtype=np.uint8)
+            room[: self.length] = self._room[: self.length]
+            self._room = room
+        self._room[self.length : end] = np.frombuffer(data, dtype=np.uint8)
+        self.length = end
+
+    @property
+    def content(self) -> memoryview:
+        """All of it."""
+        return self._room[: self.length].data
 
 
 def _chunks(arrays: Iterator[AnyArray], length: int) -> Iterator[AnyArray]:
