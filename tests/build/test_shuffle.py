@@ -22,6 +22,7 @@ from daodask.errors import SpecError
 from daodask.snapshots import latest_snapshot
 from daodask.storage import StoreLocation
 from daodask.testing import coordinate_adata
+from daodask.vacuum import plan_vacuum
 from daodask.validate import validate_store
 
 if TYPE_CHECKING:
@@ -325,6 +326,41 @@ def test_a_crash_at_any_write_leaves_nothing_and_is_resumed(
             daodask.build_store(spec(shuffle, *studies), location)
         assert latest_snapshot(location) is None
         n_writes = whole  # no crash any more
+        assert daodask.build_store(spec(shuffle, *studies), location).ok
+        assert files(location) == wanted
+
+
+@pytest.mark.parametrize("shuffle", ["within", ACROSS])
+def test_what_a_crash_left_can_be_vacuumed(
+    memory: StoreLocation, monkeypatch: pytest.MonkeyPatch, shuffle: Any
+) -> None:
+    earlier, studies = coordinate_adata(7, first=90), (coordinate_adata(20), coordinate_adata(9, first=20))
+    write, n_writes, crash_at = StoreLocation.write, 0, 0
+
+    def counting(where: StoreLocation, data: Any, **options: bool) -> None:
+        nonlocal n_writes
+        n_writes += 1
+        if n_writes == crash_at:
+            raise Crash
+        write(where, data, **options)
+
+    def begun(name: str) -> StoreLocation:
+        assert daodask.build_store(spec("none", None, None, earlier), memory / name).ok
+        return memory / name
+
+    whole = begun("whole")
+    monkeypatch.setattr(StoreLocation, "write", counting)
+    assert daodask.build_store(spec(shuffle, *studies), whole).ok
+    wanted, in_all = files(whole), n_writes
+    for number, share in enumerate((0.2, 0.5, 0.8, 1)):
+        crash_at = 0
+        location = begun(f"crash{number}")
+        before, n_writes, crash_at = files(location), 0, int(share * in_all)
+        with pytest.raises(Crash):
+            daodask.build_store(spec(shuffle, *studies), location)
+        assert len(files(location)) > len(before)
+        plan_vacuum(location, grace="0").run()
+        assert files(location) == before
         assert daodask.build_store(spec(shuffle, *studies), location).ok
         assert files(location) == wanted
 
