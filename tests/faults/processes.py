@@ -34,9 +34,9 @@ def say(message: dict[str, Any]) -> None:
 def slowed(pause: float) -> None:
     write, create = StoreLocation.write, StoreLocation.create
 
-    def slow_write(location: StoreLocation, data: bytes) -> None:
+    def slow_write(location: StoreLocation, data: bytes, **options: bool) -> None:
         time.sleep(pause)
-        write(location, data)
+        write(location, data, **options)
 
     def slow_create(location: StoreLocation, data: bytes) -> bool:
         time.sleep(pause)
