@@ -338,9 +338,9 @@ def slowed(pause: float) -> None:
     if write.__name__ == "slow_write":
         return
 
-    def slow_write(location: StoreLocation, data: bytes) -> None:
+    def slow_write(location: StoreLocation, data: bytes, **options: bool) -> None:
         time.sleep(pause)
-        write(location, data)
+        write(location, data, **options)
 
     slow_write.quick = write  # type: ignore[attr-defined]
     StoreLocation.write = slow_write  # type: ignore[method-assign]
