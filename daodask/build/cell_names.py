@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 
@@ -17,7 +16,7 @@ NAME_RULES: Final = ("unique", "make_unique")
 _SHOWN: Final = 3
 
 
-def cell_names(names: Iterable[object], rule: str, dataset_id: str) -> pd.Index[str]:
+def cell_names(names: pd.Index[Any], rule: str, dataset_id: str) -> pd.Index[str]:
     """The names of a study's cells as the store has them.
 
     Parameters
