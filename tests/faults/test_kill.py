@@ -37,8 +37,10 @@ SIZES = {"one": 60, "two": 45, "three": 30}
 #: Between the writes of a process that is to be killed: a build has about 90 of them.
 PAUSE = 0.005
 
+#: What takes longer than a test may.
+SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
 #: How often: in every run, and with ``-m soak``.
-FEW_AND_MANY = [pytest.param(4, id="few"), pytest.param(40, id="many", marks=pytest.mark.soak)]
+FEW_AND_MANY = [pytest.param(4, id="few"), pytest.param(40, id="many", marks=SOAK)]
 
 
 class Server:
@@ -197,7 +199,7 @@ def copies(tmp_path: Path, begun: Path) -> Callable[[], Path]:
 # -- the client --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("times", [pytest.param(8, id="few"), pytest.param(60, id="many", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("times", [pytest.param(8, id="few"), pytest.param(60, id="many", marks=SOAK)])
 def test_a_client_that_does_the_work(
     times: int,
     server: Server,
