@@ -1,4 +1,4 @@
-"""Conditions on cell metadata: parsed, pruned against what a snapshot knows, evaluated on a frame. Pure.
+"""Conditions on cell metadata: parsed, pruned against what is known of some cells, evaluated on a frame. Pure.
 
 Logic has two values, as in pandas: a missing value equals nothing, lies in no list and in no range, and differs from
 everything. So ``exclude=`` and ``!=`` keep cells whose value is unknown.
@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,52 @@ from daodask.errors import SelectionError
 from daodask.format.manifest import ColumnSummary
 from daodask.types import BoolArray, Label, LabelSet
 
-__all__ = ["All", "Compare", "IsIn", "Not", "Predicate", "Some", "is_in", "parse_query"]
+__all__ = [
+    "All",
+    "Between",
+    "Compare",
+    "Extent",
+    "IsIn",
+    "Not",
+    "Predicate",
+    "Some",
+    "is_in",
+    "on_column",
+    "parse_query",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What is known of a column's values in some cells, such as those of a dataset or of a row group.
+
+    Parameters
+    ----------
+    labels
+        All values that there are; ``None`` where that is not known.
+    low, high
+        No value is smaller or larger; ``None`` where that is not known.
+    missing
+        Whether a cell may be without a value.
+    """
+
+    labels: frozenset[Label] | None = None
+    low: Label | None = None
+    high: Label | None = None
+    missing: bool = True
+
+    @classmethod
+    def of(cls, summary: ColumnSummary) -> Extent:
+        """What a snapshot knows of a column of a dataset."""
+        missing = summary.n_missing > 0
+        if summary.dtype == "category":
+            present = (label for label, count in zip(summary.categories, summary.counts, strict=True) if count)
+            return cls(frozenset(present), missing=missing)
+        return cls(None, summary.low, summary.high, missing)
+
+
+#: Of columns by name; a column that is not there has no value in any of the cells.
+Extents: TypeAlias = Mapping[str, Extent]
 
 
 class Predicate(Protocol):
@@ -32,8 +77,8 @@ class Predicate(Protocol):
         """Obs columns that it needs."""
         ...
 
-    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
-        """Whether every cell (``True``) or none (``False``) of a dataset meets it; ``None`` where that needs a look."""
+    def prune(self, extents: Extents) -> bool | Predicate:
+        """Whether all (``True``) or none (``False``) of the cells meet it, or else the part of it that needs a look."""
         ...
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
@@ -54,29 +99,31 @@ class IsIn:
         """Obs columns that it needs."""
         return frozenset({self.column})
 
-    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
-        """Decided by the labels that a dataset has."""
-        summary = summaries.get(self.column)
-        if summary is None:
+    def prune(self, extents: Extents) -> bool | Predicate:
+        """Decided by the labels that there are, or by the smallest and largest value."""
+        extent = extents.get(self.column)
+        if extent is None:
             return False
-        if summary.dtype != "category":
-            return _prune_range(summary, self.values)
-        present = {label for label, count in zip(summary.categories, summary.counts, strict=True) if count}
-        if not present & set(self.values):
+        wanted = frozenset(self.values)
+        if extent.labels is not None:
+            if not extent.labels & wanted:
+                return False
+            return True if extent.labels <= wanted and not extent.missing else self
+        if extent.low is None or extent.high is None:
+            return self if wanted else False
+        if not any(_within(value, extent.low, extent.high) for value in wanted):
             return False
-        return True if present <= set(self.values) and not summary.n_missing else None
+        return True if extent.low == extent.high and not extent.missing else self
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
         """Which rows meet it."""
         return _as_bool(obs[self.column].isin(list(self.values)))
 
 
-def _prune_range(summary: ColumnSummary, values: Collection[Label]) -> bool | None:
-    if summary.low is None or summary.high is None:
-        return None
-    low, high = summary.low, summary.high
-    inside = any(isinstance(v, int | float) and low <= v <= high for v in values)
-    return None if inside else False
+def _within(value: Any, low: Any, high: Any) -> bool:
+    if isinstance(value, str) != isinstance(low, str):
+        return False
+    return bool(low <= value <= high)
 
 
 _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
@@ -102,29 +149,35 @@ class Compare:
         """Obs columns that it needs."""
         return frozenset({self.column})
 
-    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
-        """Decided by a dataset's smallest and largest value."""
-        summary = summaries.get(self.column)
-        if summary is None:
+    def prune(self, extents: Extents) -> bool | Predicate:
+        """Decided by the smallest and largest value."""
+        extent = extents.get(self.column)
+        if extent is None:
             return False
-        if summary.low is None or summary.high is None or not isinstance(self.value, int | float):
-            return None
-        holds = _OPERATORS[self.relation]
-        at_ends = holds(summary.low, self.value), holds(summary.high, self.value)
+        if extent.low is None or extent.high is None or isinstance(extent.low, str) != isinstance(self.value, str):
+            return self
+        at_ends = self.holds(extent.low), self.holds(extent.high)
         if not any(at_ends):
             return False
-        return True if all(at_ends) and not summary.n_missing else None
+        return True if all(at_ends) and not extent.missing else self
+
+    def holds(self, value: Any) -> bool:
+        """Whether one value meets it."""
+        return bool(_OPERATORS[self.relation](value, self.value))
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
         """Which rows meet it."""
         values = obs[self.column]
+        known = values.notna().to_numpy(dtype=bool)
+        met = np.zeros(len(values), dtype=bool)
         try:
-            return _as_bool(_OPERATORS[self.relation](values, self.value))
+            met[known] = _as_bool(_OPERATORS[self.relation](values[known], self.value))
         except TypeError as error:
             raise SelectionError(
                 f"{self.column} {self.relation} {self.value!r}: column {self.column!r} is {values.dtype}, which has no "
                 f"such order; compare numbers with numbers, and labels with == or in"
             ) from error
+        return met
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +191,10 @@ class Not:
         """Obs columns that it needs."""
         return self.inner.columns
 
-    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
+    def prune(self, extents: Extents) -> bool | Predicate:
         """The inner decision, turned round."""
-        decided = self.inner.prune(summaries)
-        return None if decided is None else not decided
+        left = self.inner.prune(extents)
+        return not left if isinstance(left, bool) else Not(left)
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
         """Which rows meet it."""
@@ -159,12 +212,13 @@ class All:
         """Obs columns that it needs."""
         return frozenset().union(*(p.columns for p in self.inner))
 
-    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
-        """No cell where one condition has none."""
-        decided = [p.prune(summaries) for p in self.inner]
-        if any(d is False for d in decided):
+    def prune(self, extents: Extents) -> bool | Predicate:
+        """No cell where one condition has none; conditions that every cell meets need no look."""
+        pruned = [p.prune(extents) for p in self.inner]
+        left = tuple(p for p in pruned if not isinstance(p, bool))
+        if any(p is False for p in pruned):
             return False
-        return True if all(decided) else None
+        return (left[0] if len(left) == 1 else All(left)) if left else True
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
         """Which rows meet it."""
@@ -183,17 +237,56 @@ class Some:
         """Obs columns that it needs."""
         return frozenset().union(*(p.columns for p in self.inner))
 
-    def prune(self, summaries: Mapping[str, ColumnSummary]) -> bool | None:
-        """Every cell where one condition has all."""
-        decided = [p.prune(summaries) for p in self.inner]
-        if any(d is True for d in decided):
+    def prune(self, extents: Extents) -> bool | Predicate:
+        """Every cell where one condition has all; conditions that no cell meets need no look."""
+        pruned = [p.prune(extents) for p in self.inner]
+        left = tuple(p for p in pruned if not isinstance(p, bool))
+        if any(p is True for p in pruned):
             return True
-        return None if any(d is None for d in decided) else False
+        return (left[0] if len(left) == 1 else Some(left)) if left else False
 
     def evaluate(self, obs: pd.DataFrame) -> BoolArray:
         """Which rows meet it."""
         met: BoolArray = np.logical_or.reduce([np.zeros(len(obs), bool), *(p.evaluate(obs) for p in self.inner)])
         return met
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A range of values, both ends among them: ``store.subset(n_counts=Between(500, 2000))``.
+
+    Parameters
+    ----------
+    low, high
+        The ends: numbers or, for ordered labels, labels. ``None`` leaves an end open.
+
+    Raises
+    ------
+    SelectionError
+        Both ends are open, or they are no numbers or labels, or the wrong way round.
+    """
+
+    low: Label | None = None
+    high: Label | None = None
+
+    def __post_init__(self) -> None:
+        ends = [_label(end) for end in (self.low, self.high) if end is not None]
+        if not ends:
+            raise SelectionError("expected at least one end of a range, got none; write Between(500, None) or so")
+        if isinstance(ends[0], str) != isinstance(ends[-1], str):
+            raise SelectionError(f"expected two numbers or two labels, got {self}")
+        if len(ends) == 2 and not isinstance(ends[0], str) and not ends[0] <= ends[1]:  # type: ignore[operator]
+            raise SelectionError(f"expected a range from the smaller to the larger end, got {self}")
+
+    def on(self, column: str) -> Predicate:
+        """The condition on a column."""
+        ends = ((">=", self.low), ("<=", self.high))
+        return All(tuple(Compare(column, relation, _label(end)) for relation, end in ends if end is not None))
+
+
+def on_column(column: str, value: object) -> Predicate:
+    """The condition that a keyword stands for: a label, several of them, or a range."""
+    return value.on(column) if isinstance(value, Between) else is_in(column, value)
 
 
 def is_in(column: str, value: object) -> IsIn:
@@ -205,7 +298,10 @@ def is_in(column: str, value: object) -> IsIn:
         return IsIn(column, (_label(value),))
     if isinstance(value, Collection) and not isinstance(value, Mapping | bytes):
         return IsIn(column, tuple(_label(v) for v in value), strict=not isinstance(value, LabelSet))
-    raise SelectionError(f"{column}: expected a label, a number or a list of them, got {value!r}")
+    raise SelectionError(
+        f"{column}: expected a label, a number or a list of them, got {value!r}; for a range use "
+        f"daodask.Between(low, high)"
+    )
 
 
 def _label(value: object) -> Label:
@@ -213,7 +309,8 @@ def _label(value: object) -> Label:
     if isinstance(plain, str | int | float | bool) and not (isinstance(plain, float) and math.isnan(plain)):
         return plain
     raise SelectionError(
-        f"expected a label or a number, got {value!r}; cells without a value are found with isna in obs"
+        f"expected a label or a number, got {value!r}; cells without a value are found with "
+        f"subset(lambda obs: obs[column].isna())"
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -48,8 +49,32 @@ class Part:
 
     def take(self, positions: Int64Array) -> Part:
         """Keep the selected rows at these increasing positions."""
-        rows = positions if self.rows is None else self.rows[positions]
+        return self.with_rows(positions if self.rows is None else self.rows[positions])
+
+    def with_rows(self, rows: Int64Array) -> Part:
+        """These increasing rows of the dataset, in place of those selected."""
         return replace(self, rows=None if len(rows) == self.n_stored else rows)
+
+    def __and__(self, other: Part) -> Part:
+        if self.rows is None or other.rows is None:
+            return other if self.rows is None else self
+        return self.with_rows(self.rows[other._mask()[self.rows]])
+
+    def __or__(self, other: Part) -> Part:
+        if self.rows is None or other.rows is None:
+            return self if self.rows is None else other
+        either = self._mask()
+        either[other.rows] = True
+        return self.with_rows(np.flatnonzero(either).astype(np.int64))
+
+    def __invert__(self) -> Part:
+        return self.with_rows(np.flatnonzero(~self._mask()).astype(np.int64))
+
+    def _mask(self) -> BoolArray:
+        """Which rows of the dataset are selected: a byte for each, where sorting costs more."""
+        mask = np.zeros(self.n_stored, dtype=bool)
+        mask[slice(None) if self.rows is None else self.rows] = True
+        return mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +95,9 @@ class BlockRows:
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Rows of the datasets of one feature space, in store order, and genes in the order asked for.
+
+    Selections of one opened store and the same genes combine: ``a & b`` has the rows of both, ``a | b`` those of
+    either, ``~a`` all other rows of the store.
 
     Parameters
     ----------
@@ -114,6 +142,43 @@ class Selection:
         """Row numbers in the opened store of all selected rows, increasing."""
         rows = [p.offset + (np.arange(p.n_stored, dtype=np.int64) if p.rows is None else p.rows) for p in self.parts]
         return np.concatenate([np.empty(0, np.int64), *rows])
+
+    def __and__(self, other: Selection) -> Selection:
+        return self._combined(other, operator.and_)
+
+    def __or__(self, other: Selection) -> Selection:
+        return self._combined(other, operator.or_)
+
+    def __invert__(self) -> Selection:
+        return replace(self, parts=tuple(~part for part in self.parts))
+
+    def _combined(self, other: Selection, combine: Callable[[Part, Part], Part]) -> Selection:
+        if not isinstance(other, Selection):
+            return NotImplemented
+        self._require_alike(other)
+        parts = tuple(combine(a, b) for a, b in zip(self.parts, other.parts, strict=True))
+        return replace(self, parts=parts)
+
+    def _require_alike(self, other: Selection) -> None:
+        if self._rows_of != other._rows_of or self.n_stored_vars != other.n_stored_vars:
+            raise SelectionError(
+                "expected selections of the same store and snapshot, got two of other datasets; "
+                "open one store once, and narrow that one in different ways"
+            )
+        if not np.array_equal(self._columns, other._columns):
+            raise SelectionError(
+                f"expected selections of the same genes, got {self.n_vars} and {other.n_vars} genes that differ; "
+                f"combine the cells first and take the genes then: (a & b)[:, genes]"
+            )
+
+    @property
+    def _rows_of(self) -> list[tuple[str, int, int]]:
+        """What row numbers stand for."""
+        return [(part.dataset, part.offset, part.n_stored) for part in self.parts]
+
+    @property
+    def _columns(self) -> Int64Array:
+        return np.arange(self.n_stored_vars, dtype=np.int64) if self.genes is None else self.genes
 
     def take(self, positions: Int64Array | BoolArray) -> Selection:
         """Keep the selected rows at these positions, or where a mask is true.

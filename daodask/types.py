@@ -14,7 +14,8 @@ Int64Array: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 AnyArray: TypeAlias = npt.NDArray[Any]
 
-#: The one sparse type that blocks have. ``csr_matrix`` and not ``csr_array``: anndata, scanpy and dask's registered
+#: The one sparse type that blocks have; that of dask's chunks, daodask.sparse.CSRBlock, is one of its kind.
+#: ``csr_matrix`` and not ``csr_array``: anndata, scanpy and dask's registered
 #: concatenation all hand out and expect the matrix class, and dask's metas of ``csr_array`` say ``csr_matrix`` anyway.
 CSR: TypeAlias = sp.csr_matrix
 

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 
 from daodask.build.streamline import summarise
 from daodask.errors import SelectionError
-from daodask.predicates import All, Compare, IsIn, Not, Predicate, Some, is_in, parse_query
+from daodask.predicates import (
+    All,
+    Between,
+    Compare,
+    Extent,
+    IsIn,
+    Not,
+    Predicate,
+    Some,
+    is_in,
+    on_column,
+    parse_query,
+)
 
 # -- parsing -------------------------------------------------------------------------------------------------------
 
@@ -141,6 +153,11 @@ def test_is_in_refuses(value: object) -> None:
         is_in("c", value)
 
 
+def test_a_slice_is_no_range() -> None:
+    with pytest.raises(SelectionError, match=r"got slice\(1, 2, None\); for a range use daodask.Between\(low, high\)"):
+        is_in("c", slice(1, 2))
+
+
 # -- evaluating and pruning ----------------------------------------------------------------------------------------
 
 #: Values to ask for, of which some occur in a column and some don't.
@@ -246,34 +263,120 @@ def test_evaluating_is_what_a_loop_over_cells_finds(obs: pd.DataFrame, predicate
     assert found.tolist() == oracle(predicate, in_the_store(obs))
 
 
+def extents(obs: pd.DataFrame) -> dict[str, Extent]:
+    """What a snapshot knows of the columns that have a value."""
+    return {summary.name: Extent.of(summary) for summary in summarise(obs) if summary.n_missing < max(len(obs), 1)}
+
+
 @given(frames(), PREDICATES)
-def test_pruning_is_certain_or_silent(obs: pd.DataFrame, predicate: Predicate) -> None:
-    decided = predicate.prune({summary.name: summary for summary in summarise(obs)})
+def test_pruning_is_certain_or_leaves_what_is_undecided(obs: pd.DataFrame, predicate: Predicate) -> None:
+    left = predicate.prune(extents(obs))
     found = predicate.evaluate(in_the_store(obs))
-    assert decided is None or bool(decided) is decided
-    if decided is not None:
-        assert found.all() if decided else not found.any()
+    if isinstance(left, bool):
+        assert found.all() if left else not found.any()
+    else:
+        assert left.columns <= predicate.columns & set(obs.columns)
+        assert left.evaluate(in_the_store(obs)).tolist() == found.tolist()
 
 
-def test_pruning_decides_where_it_can() -> None:
-    obs = pd.DataFrame({"kind": pd.Categorical(["a", "a"]), "n": [3, 5]})
-    summaries = {summary.name: summary for summary in summarise(obs)}
-    for text, expected in {
-        "kind == 'a'": True,
-        "kind == 'b'": False,
-        "kind != 'b'": True,
-        "absent == 1": False,
-        "absent != 1": True,
-        "n > 2": True,
-        "n > 5": False,
-        "n >= 5": None,
-        "n == 7": False,
-        "n in [4, 5]": None,
-        "kind == 'a' and n > 2": True,
-        "kind == 'b' or n == 4": None,
-        "not (kind == 'a' and n > 5)": True,
-    }.items():
-        assert parse_query(text).prune(summaries) is expected, text
+N, KIND = Compare("n", ">=", 5), IsIn("kind", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kind == 'a'", True),
+        ("kind == 'b'", False),
+        ("kind != 'b'", True),
+        ("absent == 1", False),
+        ("absent != 1", True),
+        ("absent > 1", False),
+        ("n > 2", True),
+        ("n > 5", False),
+        ("n >= 5", N),
+        ("n == 7", False),
+        ("n == 'a'", False),
+        ("n in []", False),
+        ("n in [4, 5]", IsIn("n", (4, 5))),
+        ("one == 4", True),
+        ("one in [3, 4]", True),
+        ("one != 4", False),
+        ("some == 4", IsIn("some", (4,))),
+        ("some >= 4", Compare("some", ">=", 4)),
+        ("gap == 'a'", IsIn("gap", ("a",))),
+        ("gap in ['a', 'b']", IsIn("gap", ("a", "b"))),
+        ("gap == 'b'", False),
+        ("kind == 'a' and n > 2", True),
+        ("kind == 'a' and n >= 5", N),
+        ("kind == 'b' or n >= 5", N),
+        ("kind == 'a' or n >= 5", True),
+        ("kind == 'b' and n >= 5", False),
+        ("not (kind == 'a' and n > 5)", True),
+        ("not (kind == 'a' and n >= 5)", Not(N)),
+        ("kind == 'a' and (kind == 'b' or n >= 5) and n == 4", All((N, IsIn("n", (4,))))),
+        ("n >= 5 or kind == 'b' or n == 4", Some((N, IsIn("n", (4,))))),
+        ("note == 'x'", IsIn("note", ("x",))),
+        ("note > 'x'", Compare("note", ">", "x")),
+    ],
+)
+def test_pruning_decides_where_it_can_and_drops_what_is_decided(text: str, expected: bool | Predicate) -> None:
+    obs = pd.DataFrame(
+        {
+            "kind": pd.Categorical(["a", "a"]),
+            "gap": pd.Categorical(["a", None]),
+            "n": [3, 5],
+            "one": [4, 4],
+            "some": pd.array([4, None], dtype="Int64"),
+            "note": pd.Series(["u", "x"], dtype=object),
+        }
+    )
+    assert parse_query(text).prune(extents(obs)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("note == 'b'", False),
+        ("note == 'n'", IsIn("note", ("n",))),
+        ("note in ['b', 'z']", False),
+        ("note > 'b'", True),
+        ("note > 'z'", False),
+        ("note == 4", False),
+        ("note > 4", Compare("note", ">", 4)),
+    ],
+)
+def test_ends_may_be_texts(text: str, expected: bool | Predicate) -> None:
+    assert parse_query(text).prune({"note": Extent(None, "m", "p", missing=False)}) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Between(1, 2.5), All((Compare("c", ">=", 1), Compare("c", "<=", 2.5)))),
+        (Between(2, 2), All((Compare("c", ">=", 2), Compare("c", "<=", 2)))),
+        (Between(low=np.int64(1)), All((Compare("c", ">=", 1),))),
+        (Between(high="mid"), All((Compare("c", "<=", "mid"),))),
+        (Between("z", "a"), All((Compare("c", ">=", "z"), Compare("c", "<=", "a")))),
+        ((1, 2), IsIn("c", (1, 2))),
+    ],
+)
+def test_a_range_is_two_comparisons_and_a_tuple_is_none(value: object, expected: Predicate) -> None:
+    assert on_column("c", value) == expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ((), "expected at least one end of a range"),
+        ((2, 1), "expected a range from the smaller to the larger end, got Between"),
+        ((1, "b"), "expected two numbers or two labels"),
+        ((float("nan"), 1), "expected a label or a number, got nan"),
+        ((None, [1]), "expected a label or a number"),
+    ],
+)
+def test_ranges_that_are_none(ends: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        Between(*ends)
 
 
 @pytest.mark.parametrize("text", ["kind > 'a'", "n > 'a'", "stage > 'absent'", "note < 3"])

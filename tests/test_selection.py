@@ -160,3 +160,90 @@ def test_genes_are_taken_of_those_taken_before() -> None:
     assert (selection.genes.tolist(), selection.n_vars) == ([2, 4], 2)
     with pytest.raises(SelectionError, match="a gene is selected twice"):
         selection.take_genes(np.array([0, 0]))
+
+
+# -- and, or, not --------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def subsets(draw: st.DrawFn) -> tuple[np.ndarray, Selection]:
+    """A selection, and the same as a mask over all rows, made by masks, by and, or, not."""
+    whole = selection_of((7, 0, 12, 1), 4)
+
+    def masked(seed: int, share: float) -> tuple[np.ndarray, Selection]:
+        mask = np.random.default_rng(seed).random(whole.n_obs) < share
+        return mask, whole.take(mask)
+
+    leaf = st.builds(masked, st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.2, 0.6, 1.0]))
+    tree = st.recursive(
+        leaf,
+        lambda inner: (
+            inner.map(lambda a: (~a[0], ~a[1]))
+            | st.tuples(inner, inner).map(lambda ab: (ab[0][0] & ab[1][0], ab[0][1] & ab[1][1]))
+            | st.tuples(inner, inner).map(lambda ab: (ab[0][0] | ab[1][0], ab[0][1] | ab[1][1]))
+        ),
+        max_leaves=6,
+    )
+    return draw(tree)
+
+
+@given(subsets())
+def test_selections_combine_as_masks_do(pair: tuple[np.ndarray, Selection]) -> None:
+    mask, selection = pair
+    assert selection.store_rows.tolist() == np.flatnonzero(mask).tolist()
+    assert selection.store_rows.dtype == np.int64
+    # What is selected as a whole is known to be.
+    assert [p.rows is None for p in selection.parts] == [p.n_obs == p.n_stored for p in selection.parts]
+    assert [b.rows is None for b in selection.blocks()] == [
+        selection.parts[b.part].rows is None for b in selection.blocks()
+    ]
+
+
+@given(subsets(), subsets())
+def test_the_laws_of_boolean_algebra(a: tuple[np.ndarray, Selection], b: tuple[np.ndarray, Selection]) -> None:
+    def rows(selection: Selection) -> list[int]:
+        return selection.store_rows.tolist()
+
+    (_, x), (_, y) = a, b
+    assert rows(~(x & y)) == rows(~x | ~y)
+    assert rows(x & (x | y)) == rows(x) == rows(~~x)
+    assert rows(x & y) == rows(y & x)
+    assert rows(x | ~x) == list(range(20))
+    assert rows(x & ~x) == []
+
+
+def test_genes_stay() -> None:
+    narrow = selection_of((6, 4), 3).take_genes(np.array([4, 0]))
+    both = narrow.take(np.array([1, 2])) | narrow.take(np.array([2, 9]))
+    assert both.genes is not None
+    assert (both.genes.tolist(), both.store_rows.tolist()) == ([4, 0], [1, 2, 9])
+    assert (~both).genes is narrow.genes
+    in_order = selection_of((6, 4), 3).take_genes(np.arange(5))
+    assert (in_order & selection_of((6, 4), 3)).n_vars == 5
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (selection_of((6, 5), 3), "expected selections of the same store and snapshot, got two of other datasets"),
+        (selection_of((6,), 3), "two of other datasets; open one store once, and narrow that one in different ways"),
+        (
+            selection_of((6, 4), 3).take_genes(np.array([0, 4])),
+            r"same genes, got 2 and 2 genes that differ; .*\(a & b\)\[:, genes\]",
+        ),
+        (selection_of((6, 4), 3), "expected selections of the same genes, got 2 and 5 genes that differ"),
+    ],
+)
+def test_selections_that_do_not_combine(other: Selection, message: str) -> None:
+    narrow = selection_of((6, 4), 3).take_genes(np.array([4, 0]))
+    with pytest.raises(SelectionError, match=message):
+        narrow & other
+    with pytest.raises(SelectionError, match=message):
+        narrow | other
+
+
+def test_a_selection_combines_with_selections_alone() -> None:
+    with pytest.raises(TypeError, match="unsupported operand"):
+        selection_of((6, 4), 3) & np.ones(10, bool)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        selection_of((6, 4), 3) | 3
