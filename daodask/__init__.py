@@ -37,13 +37,16 @@ if TYPE_CHECKING:
     from daodask.export.run import ExportReport, export_store
     from daodask.history import StoreLog, read_log
     from daodask.ontology import Ontology
+    from daodask.predicates import Between
     from daodask.removal import remove_datasets
+    from daodask.saved_selection import SavedSelection, read_selection
     from daodask.store import Store, open_store
     from daodask.vacuum import VacuumPlan, plan_vacuum
     from daodask.validate import validate_store
 
 __all__ = [
     "BatchLoader",
+    "Between",
     "BuildPlan",
     "BuildReport",
     "DaodaskError",
@@ -53,6 +56,7 @@ __all__ = [
     "PrincipalComponents",
     "RankedGenes",
     "Reduction",
+    "SavedSelection",
     "Store",
     "StoreLog",
     "VacuumPlan",
@@ -71,6 +75,7 @@ __all__ = [
     "pseudobulk",
     "rank_genes_groups",
     "read_log",
+    "read_selection",
     "reduce",
     "remove_datasets",
     "validate_store",
@@ -78,6 +83,7 @@ __all__ = [
 
 _HOMES: Final = {
     "BatchLoader": "daodask.batches.loader",
+    "Between": "daodask.predicates",
     "BuildPlan": "daodask.build.plan",
     "BuildReport": "daodask.build.report",
     "DaodaskError": "daodask.errors",
@@ -87,6 +93,7 @@ _HOMES: Final = {
     "PrincipalComponents": "daodask.analysis.pca",
     "RankedGenes": "daodask.analysis.markers",
     "Reduction": "daodask.analysis.reductions",
+    "SavedSelection": "daodask.saved_selection",
     "Store": "daodask.store",
     "StoreLog": "daodask.history",
     "VacuumPlan": "daodask.vacuum",
@@ -104,6 +111,7 @@ _HOMES: Final = {
     "pseudobulk": "daodask.analysis.pseudobulk",
     "rank_genes_groups": "daodask.analysis.markers",
     "read_log": "daodask.history",
+    "read_selection": "daodask.saved_selection",
     "reduce": "daodask.analysis.pseudobulk",
     "remove_datasets": "daodask.removal",
     "validate_store": "daodask.validate",

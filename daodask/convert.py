@@ -1,4 +1,4 @@
-"""Aligned pieces into AnnData; knows no Store."""
+"""Aligned pieces into AnnData and xarray; knows no Store."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from daodask.format.spec import OBS_NAMES
 if TYPE_CHECKING:
     import anndata
     import dask.array as da
+    import xarray as xr
 
-__all__ = ["compute_matrices", "to_anndata"]
+    from daodask.types import AnyArray
+
+__all__ = ["compute_matrices", "to_anndata", "to_xarray"]
 
 
 def to_anndata(
@@ -33,6 +36,67 @@ def to_anndata(
     return anndata.AnnData(X=X, obs=frame, var=var, layers=dict(layers), obsm=dict(obsm), uns=dict(uns))
 
 
+def to_xarray(
+    *,
+    X: Any,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    layers: Mapping[str, Any],
+    obsm: Mapping[str, Any],
+    uns: Mapping[str, Any],
+    dense: bool,
+) -> xr.Dataset:
+    """A Dataset of aligned pieces; a name that is taken already gets what it is of before it (``var_length``)."""
+    import xarray as xr
+
+    made = _dense if dense else lambda array: array
+    variables: dict[str, Any] = {"X": (("obs", "var"), made(X))}
+    taken = {"obs", "var", "X"}
+    for name, array in layers.items():
+        variables[_free(name, "layer", taken)] = (("obs", "var"), made(array))
+    for name, array in obsm.items():
+        free = _free(name, "obsm", taken)
+        variables[free] = (("obs", f"{free}_dim"), array)
+    coordinates: dict[str, Any] = {"obs": obs.index.to_numpy(), "var": var.index.to_numpy(dtype=object)}
+    for axis, frame in (("obs", obs), ("var", var)):
+        for name in frame.columns:
+            coordinates[_free(str(name), axis, taken)] = (axis, _as_array(frame[name]))
+    return xr.Dataset(variables, coordinates, dict(uns))
+
+
+def _free(name: str, of: str, taken: set[str]) -> str:
+    while name in taken:
+        name = f"{of}_{name}"
+    taken.add(name)
+    return name
+
+
+def _as_array(column: pd.Series) -> AnyArray:
+    """Labels as objects, which xarray groups by; numbers that may be missing as floats."""
+    import numpy as np
+
+    if isinstance(column.dtype, np.dtype) and column.dtype != object:
+        return column.to_numpy()
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    values = column.to_numpy(dtype=object, copy=True)
+    values[column.isna().to_numpy()] = None
+    return values
+
+
+def _dense(array: da.Array) -> da.Array:
+    import numpy as np
+
+    blocks: Any = array
+    dense: da.Array = blocks.map_blocks(_toarray, dtype=array.dtype, meta=np.empty((0, 0), array.dtype))
+    return dense
+
+
+def _toarray(block: Any) -> AnyArray:
+    values: AnyArray = block.toarray()
+    return values
+
+
 def compute_matrices(arrays: Mapping[str, da.Array]) -> dict[str, Any]:
     """Compute dask arrays of row blocks together, so that what they share is read once; CSR blocks are stacked."""
     import dask
@@ -45,6 +109,8 @@ def compute_matrices(arrays: Mapping[str, da.Array]) -> dict[str, Any]:
 def _stack(parts: list[Any]) -> Any:
     import numpy as np
 
+    from daodask.sparse import plain
+
     if len(parts) == 1:
-        return parts[0]
+        return plain(parts[0])
     return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -21,10 +22,11 @@ EXAMPLES = ROOT / "examples"
 NOT_OURS = "ignore:The 'future.infer_string' option is deprecated"
 
 
-def run(*arguments: object, **environment: str) -> str:
+def run(*arguments: object, stdin: str | None = None, **environment: str) -> str:
     """Run Python with warnings as errors and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", NOT_OURS, *map(str, arguments)],
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
@@ -46,7 +48,7 @@ def test_first_steps() -> None:
     assert "<daodask.Store> 1,000 cells x 200 genes" in shown
     assert "397 T and NK cells with more than 40 counts, 10 genes" in shown
     assert "n_obs × n_vars = 397 × 10" in shown
-    assert "chunktype=scipy.csr_matrix" in shown
+    assert "chunktype=daodask.CSRBlock" in shown
     assert re.search(r"blood +B cell +44.4\n", shown)
     for epoch in (0, 1):
         sizes = re.findall(rf"^epoch {epoch}: (\d+) cells × 200 genes", shown, re.MULTILINE)
@@ -86,6 +88,30 @@ def test_training_on_the_atlas(data: Path, tmp_path: Path) -> None:
     assert "10,562 cells to train with, 2,641 to test with; 20,120 genes" in shown
     assert n_tested(shown) == 2641
     assert accuracy(shown) > 0.95
+
+
+@pytest.mark.skipif(find_spec("scanpy") is None, reason="the demo's cells come with scanpy")
+def test_the_notebook_prints_what_it_shows(tmp_path: Path) -> None:
+    cells = json.loads((EXAMPLES / "lazy_analysis.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    # What libraries warn of depends on their versions.
+    script = f"""
+import contextlib, io, json, os, subprocess, sys, warnings
+warnings.simplefilter("ignore")
+os.chdir({str(tmp_path)!r})
+demo = [sys.executable, "-m", "daodask", "demo", "pbmc", "--workers", "0"]
+subprocess.run(demo, check=True, stdout=subprocess.DEVNULL)
+names, shown = {{}}, []
+for source in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(source, names)
+    shown.append(printed.getvalue())
+json.dump(shown, sys.stdout)
+"""
+    shown = json.loads(run("-c", script, stdin=json.dumps(["".join(cell["source"]) for cell in code])))
+    for cell, printed in zip(code, shown, strict=True):
+        assert printed == "".join(text for output in cell["outputs"] for text in output["text"])
 
 
 def test_the_plot_of_speed_against_mixing(tmp_path: Path) -> None:

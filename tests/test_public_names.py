@@ -12,6 +12,7 @@ import daodask.errors
 
 PUBLIC = (
     "BatchLoader",
+    "Between",
     "BuildPlan",
     "BuildReport",
     "DaodaskError",
@@ -21,6 +22,7 @@ PUBLIC = (
     "PrincipalComponents",
     "RankedGenes",
     "Reduction",
+    "SavedSelection",
     "Store",
     "StoreLog",
     "VacuumPlan",
@@ -39,6 +41,7 @@ PUBLIC = (
     "pseudobulk",
     "rank_genes_groups",
     "read_log",
+    "read_selection",
     "reduce",
     "remove_datasets",
     "validate_store",

@@ -63,6 +63,7 @@ def highly_variable_genes(
     n_bins: int = 20,
     span: float = 0.3,
     batch_key: str | None = None,
+    measured_only: bool = False,
     layer: str | None = None,
     transform: Transform = Normalise(),  # noqa: B008  frozen
     client: Client | None = None,
@@ -87,6 +88,10 @@ def highly_variable_genes(
         Share of genes that the local regression looks at, for the other two.
     batch_key
         Obs column: genes are found in each batch, and those of most batches taken. Cells without a batch are left out.
+    measured_only
+        Means and variances of a gene are of cells whose study measured it. Otherwise studies that did not count as many
+        zeros, by which such a gene seems to vary: that it does tells studies apart, not cells. A gene that none has
+        measured is NaN and not taken, and with ``batch_key`` it is of no account in batches that did not measure it.
     layer
         The layer to read in place of ``X``.
     transform
@@ -108,7 +113,7 @@ def highly_variable_genes(
     if flavor not in _FLAVORS:
         raise SpecError(f"expected a flavor out of {', '.join(_FLAVORS)}, got {flavor!r}; {suggest(flavor, _FLAVORS)}")
     by = () if batch_key is None else (batch_key,)
-    reading: dict[str, Any] = {"layer": layer, "client": client, "threads": threads}
+    reading: dict[str, Any] = {"layer": layer, "measured_only": measured_only, "client": client, "threads": threads}
     if flavor != "seurat":
         return _seurat_v3(store, by, flavor, n_top_genes or _N_TOP_V3, span, reading)
     # Dispersions are of values before the logarithm, which therefore is not taken at all where it would be here.
@@ -123,7 +128,11 @@ def highly_variable_genes(
     for i in range(len(moments.keys)):
         mean, var, seen = moments.mean[i], moments.var()[i], _there(moments.nnz)[i] > 0
         own = _seurat(mean[seen], var[seen], n_bins, cutoffs).set_axis(np.flatnonzero(seen), axis=0)
-        frames.append(own.reindex(np.arange(len(names)), fill_value=0))
+        taken = own.pop("highly_variable").reindex(np.arange(len(names)), fill_value=False)
+        own = own.reindex(taken.index, fill_value=0.0).assign(highly_variable=taken)
+        # What was not measured is not zero but unknown. Without measured_only no mean is.
+        own.loc[np.isnan(mean), ["means", "dispersions", "dispersions_norm"]] = np.nan
+        frames.append(own)
     return _merge_batches(frames, cutoffs).set_axis(names, axis=0)
 
 
@@ -172,7 +181,9 @@ def _merge_batches(frames: Sequence[pd.DataFrame], cutoffs: _Cutoffs) -> pd.Data
     whole = pd.concat(frames).groupby(level=0)[columns].mean()
     whole["highly_variable"] = False
     whole["highly_variable_nbatches"] = n_batches
-    whole["highly_variable_intersection"] = n_batches == len(frames)
+    # Of the batches that know the gene; a gene that never varies has no dispersion, but a mean.
+    known = np.sum([f["means"].notna().to_numpy() for f in frames], axis=0)
+    whole["highly_variable_intersection"] = (n_batches == known) & (known > 0)
     if cutoffs.n_top_genes is None:
         whole["dispersions_norm"] = whole["dispersions_norm"].fillna(0)
         whole["highly_variable"] = cutoffs.within(whole["means"].to_numpy(), whole["dispersions_norm"].to_numpy())
@@ -242,19 +253,19 @@ def _seurat_v3(
     sums, squares = clipped[..., 0], clipped[..., 1]
     normalised = (n * mean**2 + squares - 2 * sums * mean) / ((n - 1) * deviations**2)
     ranks = np.argsort(np.argsort(-normalised, axis=1), axis=1).astype(np.float32)
-    among = ranks < n_top_genes
+    among = (ranks < n_top_genes) & ~np.isnan(normalised)
     ranks[~among] = np.nan
     whole = moments if not by else compute(store, GroupMoments(squares=True), **reading)
     frame = pd.DataFrame({"means": whole.mean[0], "variances": whole.var()[0]}, index=store.var_names)
     frame["gene_name"] = frame.index
     frame["highly_variable_nbatches"] = among.sum(axis=0)
     frame["highly_variable_rank"] = np.asarray(pd.DataFrame(ranks).median(axis=0))
-    frame["variances_norm"] = normalised.mean(axis=0)
+    frame["variances_norm"] = np.asarray(pd.DataFrame(normalised).mean(axis=0))
     order = {"highly_variable_rank": True, "highly_variable_nbatches": False}
     columns = list(order) if flavor == "seurat_v3" else list(reversed(order))
     best = frame[columns].reset_index(drop=True)
     best = best.sort_values(columns, ascending=[order[c] for c in columns], na_position="last")
-    frame["highly_variable"] = best.index.argsort() < n_top_genes
+    frame["highly_variable"] = (best.index.argsort() < n_top_genes) & among.any(axis=0)
     return frame if by else frame.drop(columns="highly_variable_nbatches")
 
 

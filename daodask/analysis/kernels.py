@@ -19,6 +19,7 @@ __all__ = [
     "add_moments",
     "add_sums",
     "clipped_sums",
+    "count_bins",
     "entries_per_gene",
     "expm1_rows",
     "fill_dense",
@@ -252,6 +253,20 @@ def take_entries(
 
 
 @compiled
+def count_bins(
+    columns: Any, values: Any, low: Any, high: Any, group: Any, lookup: Any, least: Any, scale: Any, out: Any
+) -> None:
+    """Count values that are not zero per gene, group and bin: ``out``, whose first and last bin are for zeros."""
+    n_vars, last = len(least), out.shape[2] - 3
+    for r in range(len(low)):
+        for k in range(np.uint64(low[r]), np.uint64(high[r])):
+            column = lookup[columns[k]]
+            if column < n_vars and values[k] != 0:
+                place = np.int64((values[k] - least[column]) * scale[column])
+                out[column, group[r], 1 + min(max(place, 0), last)] += 1
+
+
+@compiled
 def rank_sums(values: Any, group: Any, bounds: Any, sizes: Any, reference: int, sums: Any, ties: Any) -> None:
     """Each group's sum of ranks, gene by gene, where cells without an entry have a zero; ties share their mean rank.
 
@@ -260,20 +275,21 @@ def rank_sums(values: Any, group: Any, bounds: Any, sizes: Any, reference: int, 
     values, group, bounds
         Entries of gene j are ``[bounds[j], bounds[j + 1])``, in any order.
     sizes
-        Cells of each group, those included that are compared with but not tested.
+        Cells of each group that count, those included that are compared with but not tested: ``(genes, groups)``.
     reference
         The group that each other is ranked together with; -1: all groups are ranked together.
     sums, ties
         Sums of ranks and, over values that are tied, of ``t**3 - t``: ``(genes, groups)``, zero before.
     """
-    before, here = np.zeros(len(sizes)), np.zeros(len(sizes))
-    present = np.empty(len(sizes), dtype=np.int64)
-    zeros = np.empty(len(sizes))
+    n_groups = sizes.shape[1]
+    before, here = np.zeros(n_groups), np.zeros(n_groups)
+    present = np.empty(n_groups, dtype=np.int64)
+    zeros = np.empty(n_groups)
     for j in range(len(bounds) - 1):
         own, own_group = values[bounds[j] : bounds[j + 1]], group[bounds[j] : bounds[j + 1]]
         order = np.argsort(own)
         before[:] = 0.0
-        zeros[:] = sizes
+        zeros[:] = sizes[j]
         for g in own_group:
             zeros[g] -= 1.0
         k, zeros_done = 0, False
@@ -281,7 +297,7 @@ def rank_sums(values: Any, group: Any, bounds: Any, sizes: Any, reference: int, 
             n_present = 0
             if not zeros_done and (k == len(own) or own[order[k]] > 0):
                 zeros_done = True
-                for g in range(len(sizes)):
+                for g in range(n_groups):
                     if zeros[g] > 0:
                         here[g] = zeros[g]
                         present[n_present] = g

@@ -6,7 +6,7 @@ Wilcoxon rank-sum test by its normal approximation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +15,11 @@ import numpy.typing as npt
 import pandas as pd
 from dask.utils import parse_bytes
 
+from daodask.analysis.cells import GeneExtremes
 from daodask.analysis.groups import GroupKey, sorted_keys
 from daodask.analysis.moments import GroupMoments, Moments
-from daodask.analysis.ranks import RankSums, gene_ranges
+from daodask.analysis.ranks import BinnedRanks, Ranked, RankSums, gene_ranges
+from daodask.analysis.reductions import Reducer
 from daodask.analysis.run import compute, resolve_transform
 from daodask.analysis.transforms import Normalise, Transform
 from daodask.errors import SelectionError, SpecError, UnknownNameError, suggest
@@ -37,6 +39,8 @@ _CORRECTIONS: Final = ("benjamini-hochberg", "bonferroni")
 _PSEUDO: Final = 1e-9
 #: Bytes for each value that is ranked: value and group, before and after they are brought together, and order.
 _BYTES_PER_VALUE: Final = 20
+#: Bytes for each bin of each gene and group.
+_BYTES_PER_COUNT: Final = 4
 _UNS_DTYPES: Final = {
     "names": "O",
     "scores": "float32",
@@ -123,6 +127,7 @@ def rank_genes_groups(
     measured_only: bool = False,
     layer: str | None = None,
     transform: Transform = Normalise(),  # noqa: B008  frozen
+    bins: int | None = None,
     memory: int | str = "1GiB",
     client: Client | None = None,
     threads: int = 0,
@@ -152,15 +157,19 @@ def rank_genes_groups(
     pts
         Tell the share of cells that have a value.
     measured_only
-        Leave the cells of studies that did not measure a gene out of its test, instead of counting padded zeros; not
-        with Wilcoxon's.
+        Leave the cells of studies that did not measure a gene out of its test, instead of counting padded zeros: where
+        a study has more of a group than others have, those are taken for a difference between groups.
     layer
         The layer to read in place of ``X``.
     transform
         Of the values: by default logarithms of counts per 10,000. ``None`` where they are stored as logarithms.
+    bins
+        For Wilcoxon's test of many cells: each gene's values are put into so many bins, those of one bin taken as tied,
+        such as 1000. Exact by default.
     memory
-        For the values that are ranked at a time, bytes or a text: the store is read once for each such share of the
-        genes. Values are compared as float32, as scanpy has them.
+        For what is ranked at a time, bytes or a text: the store is read once for each such share of the genes. Exact
+        ranks take 20 bytes for each value that is not zero, so that twice the cells are read twice as often; bins take
+        4 bytes for each, of each gene and group, on each thread. Values are compared as float32, as scanpy has them.
     client, threads
         See :func:`daodask.pseudobulk`.
 
@@ -183,8 +192,8 @@ def rank_genes_groups(
     _require("method", method, _METHODS)
     _require("corr_method", corr_method, _CORRECTIONS)
     ranks = method == "wilcoxon"
-    if ranks and measured_only:
-        raise SpecError("expected measured_only with a t-test: ranks are of all cells; subset to datasets instead")
+    if bins is not None and (bins < 2 or not ranks):
+        raise SpecError(f"expected at least 2 bins, with method='wilcoxon', got {bins} with {method!r}")
     transform = resolve_transform(store, transform, layer=layer, client=client, threads=threads)
     reading: dict[str, Any] = {"layer": layer, "transform": transform, "client": client, "threads": threads}
     reducer = GroupMoments((groupby,), squares=not ranks, nnz=pts or ranks, dropna=False)
@@ -195,7 +204,7 @@ def rank_genes_groups(
     rest = moments.others().reorder(tested) if against is None else moments.reorder([against] * len(tested))
     if ranks:
         size = int(parse_bytes(memory))
-        scores = _wilcoxon(store, groupby, moments, tested, against, tie_correct, size, reading)
+        scores = _wilcoxon(store, groupby, moments, tested, against, tie_correct, size, bins, reading)
         pvals = _two_sided(scores)
     else:
         scores, pvals = _welch(own, rest, overestimate=method != "t-test")
@@ -273,26 +282,49 @@ def _wilcoxon(
     against: GroupKey | None,
     tie_correct: bool,
     memory: int,
+    bins: int | None,
     reading: dict[str, Any],
 ) -> Float64Array:
     position = {key: i for i, key in enumerate(moments.keys)}
     at = np.array([position[key] for key in tested])
+    number = -1 if against is None else position[against]
+    sums, ties = np.zeros((2, len(tested), store.n_vars))
+    options = store, groupby, moments, number, memory, reading
+    for genes, reducer in _exact_ranks(*options) if bins is None else _binned_ranks(*options, bins):
+        found = compute(store[:, genes], reducer, totals_of=store, **reading)
+        sums[:, genes], ties[:, genes] = found.sums[at], found.ties[at]
+    own, rest = moments.n[at], moments.others().n[at] if against is None else moments.n[[number]]
+    n = own + rest
+    correction = 1.0 - ties / (n**3 - n) if tie_correct else 1.0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scores = (sums - own * (n + 1) / 2.0) / np.sqrt(correction * own * rest * (n + 1) / 12.0)
+    return np.where(np.isnan(scores), 0.0, scores)
+
+
+def _exact_ranks(
+    store: Store, groupby: str, moments: Moments, reference: int, memory: int, reading: dict[str, Any]
+) -> Iterator[tuple[slice, Reducer[Any, Ranked]]]:
+    """Genes of which the values fit into memory together, and what ranks them."""
     dtype = "float32"
     if reading["transform"] is None:
         dtype = store.served_dtype("X" if reading["layer"] is None else f"layers/{reading['layer']}").name
-    number = -1 if against is None else position[against]
-    reducer = RankSums(groupby, moments.keys, moments.n_cells, number, dtype)
-    sums, ties = np.zeros((2, len(tested), store.n_vars))
-    for start, stop in gene_ranges(moments.n_nonzero.sum(axis=0), memory / _BYTES_PER_VALUE):
-        found = compute(store[:, np.arange(start, stop)], reducer, totals_of=store, **reading)
-        sums[:, start:stop], ties[:, start:stop] = found.sums[at], found.ties[at]
-    own = moments.n_cells[at][:, None].astype(np.float64)
-    others = (store.n_obs - own) if against is None else np.full_like(own, moments.n_cells[number])
-    n = own + others
-    correction = 1.0 - ties / (n**3 - n) if tie_correct else 1.0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = (sums - own * (n + 1) / 2.0) / np.sqrt(correction * own * others * (n + 1) / 12.0)
-    return np.where(np.isnan(scores), 0.0, scores)
+    sizes = np.broadcast_to(moments.n, (len(moments.keys), store.n_vars))
+    values = np.nan_to_num(moments.n_nonzero).sum(axis=0)
+    for start, stop in gene_ranges(values, memory / _BYTES_PER_VALUE):
+        yield slice(start, stop), RankSums(groupby, moments.keys, sizes[:, start:stop], reference, dtype)
+
+
+def _binned_ranks(
+    store: Store, groupby: str, moments: Moments, reference: int, memory: int, reading: dict[str, Any], bins: int
+) -> Iterator[tuple[slice, Reducer[Any, Ranked]]]:
+    """Genes of which the bins fit into memory together, and what ranks them."""
+    extremes = compute(store, GeneExtremes(), **reading)
+    least, most = (np.where(extremes.nnz > 0, v, 0.0) for v in (extremes.least, extremes.most))
+    sizes = np.broadcast_to(moments.n, (len(moments.keys), store.n_vars))
+    counts = np.full(store.n_vars, float((bins + 2) * len(moments.keys)))
+    for start, stop in gene_ranges(counts, memory / _BYTES_PER_COUNT):
+        own = sizes[:, start:stop], reference, least[start:stop], most[start:stop], bins
+        yield slice(start, stop), BinnedRanks(groupby, moments.keys, *own)
 
 
 def _two_sided(scores: Float64Array) -> Float64Array:

@@ -200,7 +200,9 @@ def pca(
         How many; at most as many as there are genes, and one less than cells.
     genes
         Which of the store's genes, as ``store[:, genes]`` takes them: ids, or a mask such as the column
-        ``highly_variable`` of :func:`daodask.highly_variable_genes`. All by default.
+        ``highly_variable`` of :func:`daodask.highly_variable_genes`. All by default. Take genes that all studies
+        measured, ``store.measured.all(axis=1)``: of others the components tell by which study a cell is, and there is
+        no ``measured_only`` here, as a cell has no place along a component of genes that are not known of it.
     layer
         The layer to read in place of ``X``.
     transform

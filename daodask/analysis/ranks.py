@@ -1,4 +1,8 @@
-"""Exact ranks out of core: values of some genes at a time, of all cells, are brought together and sorted."""
+"""Ranks out of core: exact ones, and in bins.
+
+Exact: values of some genes at a time, of all cells, are brought together and sorted, so that the store is read the
+oftener, the more cells there are. In bins: values are counted, in as many passes however many cells there are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from daodask.analysis.blocks import Block
 from daodask.analysis.groups import GroupKey, block_groups
 from daodask.types import AnyArray, Int64Array
 
-__all__ = ["RankSums", "Ranked", "gene_ranges"]
+__all__ = ["BinnedRanks", "RankSums", "Ranked", "gene_ranges"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -44,7 +48,7 @@ class RankSums:
     by
         The obs column.
     keys, sizes
-        All groups, what is missing among them, and their cells.
+        All groups, what is missing among them, and how many of their cells count: ``(groups, genes)``.
     reference
         Number of the group that each other is ranked together with; -1: all cells are ranked together.
     dtype
@@ -53,7 +57,7 @@ class RankSums:
 
     by: str
     keys: tuple[GroupKey, ...]
-    sizes: Int64Array
+    sizes: Float64Array
     reference: int = -1
     dtype: str = "float32"
 
@@ -94,7 +98,8 @@ class RankSums:
         whole = _together(partial, n_vars)
         bounds = np.concatenate([[0], np.cumsum(whole.counts)])
         sums, ties = np.zeros((n_vars, len(self.keys))), np.zeros((n_vars, len(self.keys)))
-        rank_sums(whole.values, whole.group, bounds, self.sizes.astype(np.float64), self.reference, sums, ties)
+        sizes = np.ascontiguousarray(self.sizes.T)
+        rank_sums(whole.values, whole.group, bounds, sizes, self.reference, sums, ties)
         return Ranked(sums.T, ties.T)
 
 
@@ -117,6 +122,74 @@ def _together(parts: Sequence[_Entries], n_vars: int) -> _Entries:
         values[target], group[target] = part.values, part.group
         place += part.counts
     return _Entries(counts, values, group)
+
+
+@dataclass(frozen=True, eq=False)
+class BinnedRanks:
+    """Each group's sum of ranks, where values that are in one bin are taken as tied.
+
+    Parameters
+    ----------
+    by, keys, sizes, reference
+        See :class:`RankSums`.
+    least, most
+        Each gene's smallest and largest value that is not zero, between which its bins are.
+    bins
+        How many, of the same width. Values that lie further apart are never tied.
+    """
+
+    by: str
+    keys: tuple[GroupKey, ...]
+    sizes: Float64Array
+    reference: int
+    least: Float64Array
+    most: Float64Array
+    bins: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See :class:`~daodask.analysis.reductions.Reducer`."""
+        return (self.by,)
+
+    @property
+    def _scale(self) -> Float64Array:
+        width = self.most - self.least
+        return np.divide(self.bins, width, out=np.zeros_like(width), where=width > 0)
+
+    def block(self, block: Block) -> npt.NDArray[np.uint32]:
+        """Cells per gene, group and bin, of one block; those with a zero are in none."""
+        from daodask.analysis.kernels import count_bins
+
+        codes, keys = block_groups(block.obs, self.columns, dropna=False)
+        position = {key: i for i, key in enumerate(self.keys)}
+        group = np.array([position[key] for key in keys], dtype=np.int64)[codes]
+        # A bin for zeros before all others and one after, where all other values are on one side of zero.
+        out = np.zeros((block.n_vars, len(self.keys), self.bins + 2), dtype=np.uint32)
+        for rows in block.rows():
+            count_bins(*rows.arrays, rows.of(group), rows.lookup, self.least, self._scale, out)
+        return out
+
+    def combine(self, partials: Sequence[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
+        """Of all cells together."""
+        whole = partials[0].copy() if len(partials) > 1 else partials[0]
+        for partial in partials[1:]:
+            whole += partial
+        return whole
+
+    def finalise(self, partial: npt.NDArray[np.uint32]) -> Ranked:
+        """Put zeros into their bins, and sum up, gene by gene."""
+        n_vars, n_groups, _ = partial.shape
+        sums, ties = np.zeros((2, n_groups, n_vars))
+        places = 1 + np.clip((-self.least * self._scale).astype(np.int64), 0, self.bins - 1)
+        places = np.where(self.least > 0, 0, np.where(self.most < 0, self.bins + 1, places))
+        for gene in range(n_vars):
+            counts = partial[gene].astype(np.float64)
+            counts[:, places[gene]] += self.sizes[:, gene] - counts.sum(axis=1)
+            together = counts.sum(axis=0) if self.reference < 0 else counts + counts[self.reference]
+            rank = np.cumsum(together, axis=-1) - (together - 1.0) / 2.0
+            sums[:, gene] = (counts * rank).sum(axis=1)
+            ties[:, gene] = (together**3 - together).sum(axis=-1)
+        return Ranked(sums, ties)
 
 
 def gene_ranges(nnz: Float64Array, most: float) -> list[tuple[int, int]]:

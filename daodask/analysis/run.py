@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 import pandas as pd
 
+from daodask._connection import cluster_errors, require_connection, scheduler_address
+from daodask._environment import check_cluster
 from daodask._format import plural
 from daodask.analysis.blocks import MemoryBlock, Reading, StoredBlock
 from daodask.analysis.reductions import Reducer, fold
@@ -37,6 +39,8 @@ _TASKS_PER_THREAD: Final = 4
 _MOST_CELLS: Final = 2**20
 #: Results that one task combines.
 _FAN_IN: Final = 8
+#: What to do where the cluster ended it.
+_AGAIN: Final = "do the same again"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,11 +193,20 @@ def compute(
         A Dask client: its workers do it.
     threads
         That do it where there is no client; as many as there are processors by default.
+
+    Raises
+    ------
+    ClusterError
+        The cluster has other versions, or the connection to its scheduler was lost: at once where it was killed, after
+        Dask's own time limit (``distributed.comm.timeouts.tcp``: 30 s) where it is silent. Workers that die are no
+        error as long as others come, and do not die of the same blocks.
     """
     if threads < 0:
         raise SpecError(f"expected a number of threads, or 0 for one per processor, got {threads}")
     if client is not None:
-        threads = max(1, sum(client.nthreads().values()))
+        check_cluster(client)
+        with cluster_errors(client, _AGAIN):
+            threads = max(1, sum(client.nthreads().values()))
     threads = threads or len(os.sched_getaffinity(0))
     transform = resolve_transform(totals_of or store, transform, layer=layer, client=client, threads=threads)
     options: dict[str, Any] = {
@@ -208,7 +221,8 @@ def compute(
         empty = MemoryBlock(CSR(nothing, dtype=plan.reading.dtype), store.empty_obs[list(reducer.columns)])
         return reducer.finalise(reducer.combine([reducer.block(empty)]))
     if client is not None:
-        return _on_cluster(reducer, plan, client)
+        with cluster_errors(client, _AGAIN):
+            return _on_cluster(reducer, plan, client)
     return reducer.finalise(_on_threads(reducer, plan, threads))
 
 
@@ -251,8 +265,8 @@ def _in_order(function: Callable[[Any], P], tasks: Sequence[Any], threads: int) 
 
 def _on_cluster(reducer: Reducer[P, R], plan: Plan, client: Client) -> R:
     """A task for each run of blocks, and a tree of tasks that combine; what is done with is released on the way."""
-    token = os.urandom(8).hex()
-    shared, keys = f"plan-{token}", [f"reduce-{token}-{i}" for i in range(len(plan.tasks))]
+    token, address = os.urandom(8).hex(), scheduler_address(client)
+    shared, keys = f"share-plan-{token}", [f"reduce-blocks-{token}-{i}" for i in range(len(plan.tasks))]
     # What all tasks need is one node of the graph, and travels once to each worker.
     graph: dict[str, Any] = {shared: (_together, reducer, plan.reading)}
     for key, blocks in zip(keys, plan.tasks, strict=True):
@@ -261,11 +275,13 @@ def _on_cluster(reducer: Reducer[P, R], plan: Plan, client: Client) -> R:
     while level == 0 or len(keys) > 1:
         level += 1
         groups = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
-        keys = [f"combine-{token}-{level}-{i}" for i in range(len(groups))]
+        keys = [f"combine-parts-{token}-{level}-{i}" for i in range(len(groups))]
         graph |= {key: (_combine_task, shared, group) for key, group in zip(keys, groups, strict=True)}
     final = f"finalise-{token}"
     graph[final] = (_final_task, shared, keys[0])
-    result: R = client.get(graph, final)
+    future = client.get(graph, final, sync=False)
+    require_connection(client, address, f"start a cluster, and {_AGAIN}")
+    result: R = future.result()
     return result
 
 

@@ -10,12 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from sklearn.decomposition import PCA
 
 import daodask
+from daodask.analysis.blocks import MemoryBlock
 from daodask.analysis.markers import _adjust
-from daodask.analysis.ranks import gene_ranges
+from daodask.analysis.ranks import BinnedRanks, gene_ranges
 from daodask.errors import SelectionError, SpecError, UnknownNameError
 from daodask.store import Store
 
@@ -71,6 +75,57 @@ def test_highly_variable_genes_of_stored_logarithms_and_on_each_runner(atlas, ru
         np.testing.assert_allclose(frame["dispersions_norm"], expected["dispersions_norm"], rtol=rtol, atol=rtol)
     v3 = daodask.highly_variable_genes(atlas, flavor="seurat_v3", n_top_genes=9, span=0.9, **runner)
     assert v3["highly_variable"].sum() == 9
+
+
+@pytest.mark.parametrize("flavor", ["seurat", "seurat_v3"])
+def test_variance_of_the_cells_of_studies_that_measured_a_gene(partial, flavor, runner):
+    """Genes 0 to 19 are of the first study alone, 30 to 38 of the second, 39 is never seen, and 0 always."""
+    options: dict[str, Any] = {"flavor": flavor, "n_top_genes": 10, "span": 0.9}
+    found = daodask.highly_variable_genes(partial, measured_only=True, **options, **runner)
+    adata = partial.to_anndata()
+    first = (adata.obs["dataset"] == "first").to_numpy()
+    values = adata.X.toarray().astype(np.float64)
+    if flavor == "seurat":
+        values = values / values.sum(axis=1, keepdims=True) * 1e4
+    cells = [first if j < 20 else ~first if j >= 30 else np.full(len(first), True) for j in range(40)]
+    order = [int(name.removeprefix("gene")) for name in partial.var_names]
+    own = {j: values[cells[j], column] for column, j in enumerate(order)}
+    for j in range(39):
+        row = found.loc[f"gene{j}"]
+        mean, var = own[j].mean(), own[j].var(ddof=1)
+        if flavor == "seurat":
+            np.testing.assert_allclose(row["means"], np.log1p(mean), rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(row["dispersions"], np.log(var / mean) if var > 0 else np.nan, rtol=1e-6)
+        else:
+            np.testing.assert_allclose(row[["means", "variances"]].astype(float), [mean, var], rtol=1e-6)
+    assert found["highly_variable"].sum() == 10
+    padded = daodask.highly_variable_genes(partial, **options)
+    assert not np.allclose(found["means"], padded["means"])
+
+
+@pytest.mark.parametrize("n_top_genes", [None, 10])
+def test_variance_in_each_study_of_the_genes_that_it_measured(partial, n_top_genes):
+    options: dict[str, Any] = {"batch_key": "dataset", "n_top_genes": n_top_genes}
+    found = daodask.highly_variable_genes(partial, measured_only=True, **options)
+    alone = {
+        name: daodask.highly_variable_genes(partial.subset(dataset=name), **options) for name in ("first", "second")
+    }
+    columns = ["means", "dispersions", "dispersions_norm"]
+    genes = [f"gene{j}" for j in range(39)]
+    for part, expected in ((genes[:20], alone["first"]), (genes[30:], alone["second"])):
+        pd.testing.assert_frame_equal(found.loc[part, columns], expected.loc[part, columns])
+    both = found.loc[genes[20:30], "means"]
+    np.testing.assert_allclose(both, (alone["first"]["means"] + alone["second"]["means"]).loc[both.index] / 2)
+    assert (found["highly_variable_intersection"] <= (found["highly_variable_nbatches"] > 0)).all()
+    assert found.loc[genes[:20], "highly_variable_intersection"].any() == (n_top_genes is not None)
+
+
+def test_a_gene_that_no_study_measured_is_not_taken(partial):
+    first = partial.subset(dataset="first")
+    found = daodask.highly_variable_genes(first, measured_only=True, n_top_genes=100)
+    unknown = [f"gene{j}" for j in range(30, 40)]
+    assert found.loc[unknown, ["means", "dispersions", "dispersions_norm"]].isna().all(axis=None)
+    assert not found.loc[unknown, "highly_variable"].any()
 
 
 def test_an_unknown_flavor_is_refused(atlas):
@@ -226,6 +281,73 @@ def test_padded_zeros_are_no_sign_of_a_group(partial):
     np.testing.assert_allclose(found.loc["gene3", ["scores", "pvals"]], expected, rtol=1e-9)
 
 
+def wilcoxon(store: Store, **options: Any) -> pd.DataFrame:
+    found = daodask.rank_genes_groups(store, "cell_type", method="wilcoxon", **options).to_frame()
+    return found.sort_values(["group", "names"], ignore_index=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_correct": True}, {"reference": "NK cell", "tie_correct": True}])
+@pytest.mark.parametrize("memory", ["1GiB", 9000])
+def test_ranks_of_values_that_no_two_share_a_bin_are_exact(atlas, options, memory, runner):
+    """Counts are whole numbers, and fewer than there are bins."""
+    options = {"transform": None, **options}
+    found = wilcoxon(atlas, bins=200, memory=memory, **options, **runner)
+    pd.testing.assert_frame_equal(found, wilcoxon(atlas, **options), rtol=1e-12)
+
+
+def test_ranks_in_bins_are_nearly_those_of_values(atlas):
+    exact = wilcoxon(atlas)["scores"]
+    errors = [np.abs(wilcoxon(atlas, bins=bins)["scores"] - exact).max() for bins in (4, 30, 1000)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[1] < 0.2
+    assert errors[2] < 0.01
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([-1, 0, 1]), st.integers(1, 30), st.integers(0, 6))
+def test_binned_ranks_are_scipys(seed, reference, n_obs, shift):
+    """Whole numbers from below zero, across it, or above it, in bins of their own."""
+    generator = np.random.default_rng(seed)
+    values = generator.integers(-3, 4, size=(n_obs, 2)) + generator.choice([-shift, 0, shift])
+    values[generator.random(values.shape) < 0.4] = 0
+    labels = generator.choice(["a", "b", "c"], n_obs)
+    keys = (("a",), ("b",), ("c",))
+    sizes = np.tile([[np.sum(labels == key)] for (key,) in keys], 2).astype(float)
+    seen = [column[column != 0] for column in values.T]
+    least, most = (np.array([pick(s) if len(s) else 0.0 for s in seen]) for pick in (np.min, np.max))
+    reducer = BinnedRanks("group", keys, sizes, reference, least.astype(float), most.astype(float), 25)
+    parts = [slice(0, n_obs // 2), slice(n_obs // 2, n_obs)]
+    blocks = [
+        MemoryBlock(sp.csr_matrix(values[p].astype(np.float64)), pd.DataFrame({"group": labels[p]})) for p in parts
+    ]
+    found = reducer.finalise(reducer.combine([reducer.block(b) for b in blocks]))
+    for number, (key,) in enumerate(keys):
+        rows = np.full(n_obs, True) if reference < 0 else (labels == key) | (labels == keys[reference][0])
+        if number == reference:
+            continue
+        for gene in range(2):
+            ranks = stats.rankdata(values[rows, gene])
+            np.testing.assert_allclose(found.sums[number, gene], ranks[labels[rows] == key].sum())
+            ties = np.unique(values[rows, gene], return_counts=True)[1].astype(float)
+            np.testing.assert_allclose(found.ties[number, gene], (ties**3 - ties).sum())
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_correct": True}, {"reference": 2}, {"memory": 2000}, {"bins": 200}])
+def test_ranks_of_the_cells_of_studies_that_measured_a_gene(partial, options, runner):
+    """Genes 0 to 19 are of the first study alone, 30 to 39 of the second, those between of both."""
+
+    def of(store: Store, **more: Any) -> pd.DataFrame:
+        found = daodask.rank_genes_groups(store, "plate", method="wilcoxon", transform=None, **options, **more)
+        return found.to_frame("1").set_index("names")[["scores", "logfoldchanges", "pvals"]]
+
+    found, padded = of(partial, measured_only=True, **runner), of(partial)
+    alone = {name: of(partial.subset(dataset=name)) for name in ("first", "second")}
+    genes = [f"gene{j}" for j in range(40)]
+    for part, expected in ((genes[:20], alone["first"]), (genes[20:30], padded), (genes[30:], alone["second"])):
+        pd.testing.assert_frame_equal(found.loc[part], expected.loc[part], rtol=1e-9)
+    assert not np.allclose(found.loc[genes[:20]], padded.loc[genes[:20]])
+
+
 def test_a_table_for_scanpys_plots(atlas):
     import matplotlib as mpl
 
@@ -276,7 +398,8 @@ def test_ranges_of_genes(nnz, most, ranges):
         ({"groups": "B cell"}, SpecError, "write \\['B cell'\\]"),
         ({"reference": "Z"}, UnknownNameError, "no selected cell has cell_type = 'Z'"),
         ({"method": "logreg"}, SpecError, "got 'logreg'"),
-        ({"method": "wilcoxon", "measured_only": True}, SpecError, "subset to datasets"),
+        ({"bins": 100}, SpecError, "at least 2 bins, with method='wilcoxon', got 100 with 't-test'"),
+        ({"bins": 1, "method": "wilcoxon"}, SpecError, "at least 2 bins"),
         ({"groups": ["B cell"], "reference": "B cell"}, SelectionError, "at least two groups"),
     ],
 )
