@@ -91,14 +91,66 @@ class Array:
             A chunk of a strict array is absent, or a file is short.
         """
         numbers = np.asarray(chunks, dtype=np.int64)
+        if not _known(self).sharded and not self.dataset.is_local:
+            return self._fetch_files(numbers)
+        self.load_indexes(numbers)
         shards = numbers // self.chunks_per_shard
         cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
         found = [self._of_shard(numbers[low:high]) for low, high in pairwise(cuts) if low < high]
         ranges = [(path, start, stop) for path, _, bounds in found for start, stop in bounds.tolist()]
         sizes = np.array([stop - start for _, start, stop in ranges], dtype=np.int64)
-        ends = np.cumsum(sizes)
         present = np.concatenate([numbers[:0], *(n for _, n, _ in found)])
-        return Encoded(present, np.stack([ends - sizes, ends], axis=1), self.dataset.read_ranges(ranges))
+        return _side_by_side(present, sizes, self.dataset.read_ranges(ranges) if ranges else np.empty(0, np.uint8))
+
+    def _fetch_files(self, numbers: Int64Array) -> Encoded:
+        """Chunks that are a file each, whose sizes nobody has to know."""
+        paths = [self.file_of(number) for number in numbers.tolist()]
+        files = self.dataset.read_ends(paths)
+        if self.strict and None in files:
+            raise CorruptStoreError(
+                f"expected a file at {self.dataset}/{paths[files.index(None)]}, found none; restore it"
+            )
+        present = np.array([data is not None for data in files], dtype=bool)
+        parts = [data for data in files if data is not None]
+        sizes = np.array([len(data) for data in parts], dtype=np.int64)
+        return _side_by_side(numbers[present], sizes, np.frombuffer(b"".join(parts), dtype=np.uint8))
+
+    def load_indexes(self, chunks: Int64Array) -> None:
+        """Fetch the indexes of the shards of some chunks, as far as they are not cached, all at once."""
+        spec = _known(self)
+        if not spec.sharded:
+            return
+        keys = [(self.dataset, self.file_of(shard)) for shard in np.unique(chunks // spec.chunks_per_shard).tolist()]
+        absent = [path for dataset, path in keys if _INDEXES.get((dataset, path)) is None]
+        if not absent:
+            return
+        if spec.index_at_end:
+            found = self.dataset.read_ends(absent, spec.index_bytes)
+        else:
+            found = [self._index_at_start(path) for path in absent]
+        for path, data in zip(absent, found, strict=True):
+            if data is not None:
+                _INDEXES.put((self.dataset, path), self._index(path, data))
+            elif self.strict:
+                raise CorruptStoreError(f"expected a file at {self.dataset}/{path}, found none; restore it")
+
+    def _index_at_start(self, path: str) -> bytes | None:
+        try:
+            return (self.dataset / path).read_range(0, _known(self).index_bytes)
+        except FileNotFoundError:
+            return None
+
+    def _index(self, path: str, data: bytes) -> AnyArray:
+        spec = _known(self)
+        if len(data) < spec.index_bytes:
+            raise CorruptStoreError(
+                f"{self.dataset}/{path}: expected a shard with an index, got {len(data)} bytes; restore it"
+            )
+        return decode_index(data, spec, f"{self.dataset}/{path}")
+
+    def file_of(self, shard: int) -> str:
+        """Path of a shard's file below the dataset."""
+        return f"{self.path}/{_known(self).prefix}{shard}"
 
     def open_file(self, numbers: Int64Array, files: contextlib.ExitStack) -> Encoded:
         """Chunks of one shard of a local dataset, in its file, which is closed with the stack.
@@ -125,8 +177,9 @@ class Array:
     def _of_shard(self, numbers: Int64Array) -> tuple[str, Int64Array, Int64Array]:
         """The file of chunks that are in one, those that are there, and where; reads its index if it is not cached."""
         spec = _known(self)
-        path = f"{self.path}/{spec.prefix}{int(numbers[0]) // spec.chunks_per_shard}"
-        placed = _chunk_bounds(self, path)[numbers % spec.chunks_per_shard]
+        shard = int(numbers[0]) // spec.chunks_per_shard
+        path = self.file_of(shard)
+        placed = _chunk_bounds(self, shard)[numbers % spec.chunks_per_shard]
         absent = placed[:, 0] == ABSENT
         if absent.any():
             if self.strict:
@@ -161,6 +214,12 @@ class Array:
             low, high = max(first, start), min(first + len(values), stop)
             out[low - start : high - start] = values[low - first : high - first]
         return out
+
+
+def _side_by_side(numbers: Int64Array, sizes: Int64Array, data: npt.NDArray[np.uint8]) -> Encoded:
+    """Chunks that lie one after another."""
+    ends = np.cumsum(sizes)
+    return Encoded(numbers, np.stack([ends - sizes, ends], axis=1), data)
 
 
 def _known(array: Array) -> ArraySpec:
@@ -255,26 +314,24 @@ os.register_at_fork(after_in_child=_INDEXES.renew_lock)
 os.register_at_fork(after_in_child=_CHUNKS.renew_lock)
 
 
-def _chunk_bounds(array: Array, path: str) -> AnyArray:
+def _chunk_bounds(array: Array, shard: int) -> AnyArray:
     """Offset and size of each chunk of a shard, ``ABSENT`` where there is none."""
-    spec = _known(array)
+    spec, path = _known(array), array.file_of(shard)
     key = (array.dataset, path)
     found = _INDEXES.get(key)
     if found is not None:
         return found
+    if spec.sharded:
+        array.load_indexes(np.array([shard * spec.chunks_per_shard], dtype=np.int64))
+        found = _INDEXES.get(key)
+        return np.full((spec.chunks_per_shard, 2), ABSENT, dtype=np.uint64) if found is None else found
     try:
         size = (array.dataset / path).size()
     except CorruptStoreError:
         if array.strict:
             raise
-        return np.full((spec.chunks_per_shard, 2), ABSENT, dtype=np.uint64)
-    if not spec.sharded:
-        return _INDEXES.put(key, np.array([[0, size]], dtype=np.uint64))
-    if size < spec.index_bytes:
-        raise CorruptStoreError(f"{array.dataset}/{path}: expected a shard with an index, got {size} bytes; restore it")
-    start = size - spec.index_bytes if spec.index_at_end else 0
-    data = array.dataset.read_ranges([(path, start, start + spec.index_bytes)])
-    return _INDEXES.put(key, decode_index(data.tobytes(), spec, f"{array.dataset}/{path}"))
+        return np.full((1, 2), ABSENT, dtype=np.uint64)
+    return _INDEXES.put(key, np.array([[0, size]], dtype=np.uint64))
 
 
 def take(array: Array, positions: Int64Array) -> AnyArray:
@@ -285,17 +342,23 @@ def take(array: Array, positions: Int64Array) -> AnyArray:
     out = np.empty(len(positions), dtype=array.spec.dtype)
     numbers = positions // array.spec.chunk_length
     cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(positions)]
-    for low, high in pairwise(cuts):
-        if low < high:
-            number = int(numbers[low])
-            out[low:high] = _cached_chunk(array, number)[positions[low:high] - number * array.spec.chunk_length]
+    runs = [(low, high, int(numbers[low])) for low, high in pairwise(cuts) if low < high]
+    chunks = _cached_chunks(array, [number for _, _, number in runs])
+    for (low, high, number), values in zip(runs, chunks, strict=True):
+        out[low:high] = values[positions[low:high] - number * array.spec.chunk_length]
     return out
 
 
-def _cached_chunk(array: Array, number: int) -> AnyArray:
-    key = (array.dataset, array.path, number)
-    found = _CHUNKS.get(key)
-    if found is not None:
-        return found
-    spec = _known(array)
-    return _CHUNKS.put(key, array.read(number * spec.chunk_length, min((number + 1) * spec.chunk_length, spec.length)))
+def _cached_chunks(array: Array, numbers: Sequence[int]) -> list[AnyArray]:
+    """Decoded chunks by their increasing numbers; those that are not cached are fetched together."""
+    found = {number: _CHUNKS.get((array.dataset, array.path, number)) for number in numbers}
+    absent = [number for number, values in found.items() if values is None]
+    if absent:
+        spec, scratch = _known(array), array.scratch()
+        lengths = [min(spec.chunk_length, spec.length - number * spec.chunk_length) for number in absent]
+        decoded = {n: np.full(k, spec.fill_value, dtype=spec.dtype) for n, k in zip(absent, lengths, strict=True)}
+        for number, data in array.fetch(absent):
+            decoded[number][:] = array.decode(number, data, scratch)[1]
+        for number, values in decoded.items():
+            found[number] = _CHUNKS.put((array.dataset, array.path, number), values)
+    return [values for values in found.values() if values is not None]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from daodask.errors import CorruptStoreError
 from daodask.format.manifest import ObsColumn
 from daodask.format.spec import OBS_NAMES
 from daodask.gather import RowGroup, gather_csr, matrix_width
+from daodask.parquet import parquet_metadata, read_row_groups
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 
@@ -175,24 +175,19 @@ def read_var(dataset: StoreLocation) -> pd.DataFrame:
 
 def _read_parquet_rows(block: BlockAddress, columns: Sequence[str]) -> pa.Table:
     location = block.dataset / "obs.parquet"
-    with (
-        location.fs.open(location.path, "rb") as file,
-        pq.ParquetFile(file, metadata=_parquet_metadata(location)) as parquet,
-    ):
-        present = set(parquet.schema_arrow.names)
-        bounds = np.cumsum([0, *(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))])
-        groups = [i for i in range(parquet.num_row_groups) if bounds[i] < block.stop and bounds[i + 1] > block.start]
-        table = parquet.read_row_groups(groups, columns=[c for c in columns if c in present])
-    first = int(bounds[groups[0]]) if groups else 0
+    metadata = parquet_metadata(location)
+    present = set(metadata.schema.to_arrow_schema().names)
+    bounds = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))])
+    stored = [c for c in columns if c in present]
     if block.rows is None:
-        return table.slice(block.start - first, block.stop - block.start)
-    return table.take(pa.array(block.rows - first))
-
-
-@lru_cache(maxsize=4096)
-def _parquet_metadata(location: StoreLocation) -> pq.FileMetaData:
-    with location.fs.open(location.path, "rb") as file:
-        return pq.read_metadata(file)
+        groups = [i for i in range(metadata.num_row_groups) if bounds[i] < block.stop and bounds[i + 1] > block.start]
+        table = read_row_groups(location, groups, stored)
+        return table.slice(block.start - (int(bounds[groups[0]]) if groups else 0), block.stop - block.start)
+    # Row groups without a selected row are left out, and with them their rows before any that is selected.
+    n_selected = np.diff(np.searchsorted(block.rows, bounds))
+    left_out = np.cumsum(np.where(n_selected, 0, np.diff(bounds)))
+    table = read_row_groups(location, np.flatnonzero(n_selected).tolist(), stored)
+    return table.take(pa.array(block.rows - np.repeat(left_out, n_selected)))
 
 
 def arrow_type(column: ObsColumn) -> pa.DataType:

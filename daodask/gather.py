@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +24,7 @@ from daodask.buffers import BufferPool
 from daodask.errors import CorruptStoreError
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
+from daodask.waiting import as_fetched, side_by_side
 
 __all__ = ["RowGroup", "csr_of", "decode_all", "decode_into", "gather_csr", "gather_dense", "matrix_width"]
 
@@ -57,13 +58,23 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """Some chunks of one dataset's matrix, by number, and the rows that have elements in them."""
+    """Some chunks of arrays of one dataset, by number, and the rows that have elements in them.
+
+    ``fetched`` are the chunks of each array, where they had to come from elsewhere and are here already.
+    """
 
     dataset: StoreLocation
+    paths: tuple[str, ...]
     chunks: Int64Array
     low: Int64Array
     high: Int64Array
     place: Int64Array
+    fetched: tuple[Encoded, ...] = ()
+
+    @property
+    def arrays(self) -> list[Array]:
+        """The arrays."""
+        return [open_array(self.dataset, path) for path in self.paths]
 
 
 def matrix_width(dataset: StoreLocation, name: str) -> int:
@@ -106,15 +117,15 @@ def gather_csr(
         int32 indices, sorted in each row.
     """
     empty: Empty = np.empty if pool is None else pool.empty
-    bounds = [_row_bounds(group, name) for group in groups]
+    bounds = _all_row_bounds(groups, name)
     indptr = _indptr(groups, [high - low for low, high in bounds])
     nnz = int(indptr[-1])
     data, indices = empty(nnz, dtype), empty(nnz, np.int32)
-    work = [
-        (piece, path, indptr, out)
+    work: list[tuple[Any, ...]] = [
+        (piece, indptr, out)
         for path, out in ((f"{name}/data", data), (f"{name}/indices", indices))
         for group, (low, high) in zip(groups, bounds, strict=True)
-        for piece in _pieces(group, path, low, high)
+        for piece in _pieces(group, (path,), low, high)
     ]
     _run(_scatter_piece, work, executor)
     n_obs = len(indptr) - 1
@@ -139,26 +150,69 @@ def gather_dense(
     out = empty((n_obs, n_vars if genes is None else len(genes)), dtype)
     lookup = _dense_lookup(genes, n_vars)
     work: list[tuple[Any, ...]] = []
-    for group in groups:
-        low, high = _row_bounds(group, name)
+    for group, (low, high) in zip(groups, _all_row_bounds(groups, name), strict=True):
         out[group.place[low == high]] = 0
         if not _chunks_match(group.dataset, name):
             alone = RowGroup(group.dataset, group.rows, np.arange(len(group.rows), dtype=np.int64))
             out[group.place] = gather_csr([alone], name, n_vars, genes=genes, dtype=dtype).toarray()
         else:
-            pieces = _pieces(group, f"{name}/indices", low, high, whole_rows=True)
-            work += [(piece, name, lookup, out) for piece in pieces]
+            paths = (f"{name}/indices", f"{name}/data")
+            work += [(piece, lookup, out) for piece in _pieces(group, paths, low, high, whole_rows=True)]
     _run(_scatter_dense_piece, work, executor)
     return out
 
 
 def _run(function: Callable[..., None], work: Sequence[tuple[Any, ...]], executor: Executor | None) -> None:
+    """Do all pieces; what has to be fetched is asked for at once, and decoded as it comes."""
+    if _is_remote([arguments[0].dataset for arguments in work]):
+        _run_fetched(function, work, executor)
+        return
     if executor is None or len(work) < 2:
         for arguments in work:
             function(*arguments)
         return
     for future in [executor.submit(function, *arguments) for arguments in work]:
         future.result()
+
+
+def _run_fetched(function: Callable[..., None], work: Sequence[tuple[Any, ...]], executor: Executor | None) -> None:
+    _load_indexes([arguments[0] for arguments in work])
+    decoding = []
+    try:
+        for arguments in as_fetched(_fetch, work):
+            if executor is None:
+                function(*arguments)
+            else:
+                decoding.append(executor.submit(function, *arguments))
+        for future in decoding:
+            future.result()
+    finally:
+        for future in decoding:
+            future.cancel()
+
+
+def _is_remote(datasets: Sequence[StoreLocation]) -> bool:
+    return any(not dataset.is_local for dataset in dict.fromkeys(datasets))
+
+
+def _load_indexes(pieces: Sequence[_Piece]) -> None:
+    """Of each shard once: the pieces of one would all ask for it."""
+    chunks: dict[tuple[StoreLocation, str], list[Int64Array]] = {}
+    for piece in pieces:
+        for path in piece.paths:
+            chunks.setdefault((piece.dataset, path), []).append(piece.chunks)
+    arrays = [(open_array(*key), np.concatenate(numbers)) for key, numbers in chunks.items()]
+    known = [(array, numbers) for array, numbers in arrays if array.spec is not None]
+    side_by_side(lambda needed: needed[0].load_indexes(needed[1]), known, remote=True)
+
+
+def _fetch(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same work with the chunks of its piece, of such arrays as are not left to zarr-python."""
+    piece, *others = arguments
+    arrays = piece.arrays
+    if any(array.spec is None for array in arrays):
+        return arguments
+    return replace(piece, fetched=tuple(array.fetch(piece.chunks) for array in arrays)), *others
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------
@@ -169,7 +223,14 @@ def _row_bounds(group: RowGroup, name: str) -> tuple[Int64Array, Int64Array]:
     indptr = open_array(group.dataset, f"{name}/indptr")
     if not len(group.rows):
         return np.empty(0, np.int64), np.empty(0, np.int64)
+    if not group.dataset.is_local:  # both at once
+        take(indptr, np.unique(np.concatenate([group.rows, group.rows + 1])))
     return take(indptr, group.rows).astype(np.int64), take(indptr, group.rows + 1).astype(np.int64)
+
+
+def _all_row_bounds(groups: Sequence[RowGroup], name: str) -> list[tuple[Int64Array, Int64Array]]:
+    remote = _is_remote([group.dataset for group in groups])
+    return side_by_side(lambda group: _row_bounds(group, name), groups, remote=remote)
 
 
 def _indptr(groups: Sequence[RowGroup], lengths: Sequence[Int64Array]) -> Int64Array:
@@ -180,7 +241,7 @@ def _indptr(groups: Sequence[RowGroup], lengths: Sequence[Int64Array]) -> Int64A
 
 
 def _pieces(
-    group: RowGroup, path: str, low: Int64Array, high: Int64Array, *, whole_rows: bool = False
+    group: RowGroup, paths: tuple[str, ...], low: Int64Array, high: Int64Array, *, whole_rows: bool = False
 ) -> Iterator[_Piece]:
     """Share the chunks that hold a group's rows out over pieces, however far apart they lie.
 
@@ -189,13 +250,13 @@ def _pieces(
     """
     filled = high > low
     low, high, place = low[filled], high[filled], group.place[filled]
-    spec = open_array(group.dataset, path).spec
+    spec = open_array(group.dataset, paths[0]).spec
     chunk = _UNKNOWN_CHUNK if spec is None else spec.chunk_length
     first, last = low // chunk, (high - 1) // chunk
     needed = _needed_chunks(first, last)
     step = 1 if spec is None else _piece_chunks(len(needed))
     for begin, end, a, b in (_cut_rows if whole_rows else _cut_chunks)(needed, first, last, step):
-        yield _Piece(group.dataset, needed[begin:end], low[a:b], high[a:b], place[a:b])
+        yield _Piece(group.dataset, paths, needed[begin:end], low[a:b], high[a:b], place[a:b])
 
 
 def _piece_chunks(n_chunks: int) -> int:
@@ -235,34 +296,34 @@ def _cut_rows(needed: Int64Array, first: Int64Array, last: Int64Array, step: int
 # -- one piece ---------------------------------------------------------------------------------------------------------
 
 
-def _scatter_piece(piece: _Piece, path: str, indptr: Int64Array, out: AnyArray) -> None:
-    array = open_array(piece.dataset, path)
+def _scatter_piece(piece: _Piece, indptr: Int64Array, out: AnyArray) -> None:
+    (array,) = piece.arrays
     dst = indptr[piece.place]
     past_cache = out.nbytes > _CACHE_BYTES
     functions = _decoders(array)
     if functions is None:
         from daodask.kernels import scatter
 
-        for first, values in _decoded(array, piece):
+        for first, values in _decoded(piece, 0):
             scatter(values, first, piece.low, piece.high, dst, out, False)
         return
     from daodask.decoding import scatter_chunks
 
     rows, scratch, length = (piece.low, piece.high, dst), array.scratch(), array.n_elements
-    for (encoded,) in _side_by_side([array], piece.chunks):
+    for (encoded,) in _encoded(piece):
         chunks = _form(array), _source(encoded), encoded.bounds, encoded.numbers
         bad = scatter_chunks(functions, *chunks, length, rows, scratch, out, past_cache)
         _check_decoded(array, encoded, bad)
 
 
-def _scatter_dense_piece(piece: _Piece, name: str, lookup: _DenseLookup, out: AnyArray) -> None:
-    arrays = [open_array(piece.dataset, f"{name}/{what}") for what in ("indices", "data")]
+def _scatter_dense_piece(piece: _Piece, lookup: _DenseLookup, out: AnyArray) -> None:
+    arrays = piece.arrays
     n_vars = len(lookup[1])
     functions = [_decoders(array) for array in arrays]
     if None in functions:
         from daodask.kernels import scatter_dense
 
-        for (first, column), (_, value) in zip(*(_decoded(array, piece) for array in arrays), strict=True):
+        for (first, column), (_, value) in zip(_decoded(piece, 0), _decoded(piece, 1), strict=True):
             found = np.empty(len(column), dtype=np.uint32)
             strange = scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, found, out)
             _check_columns(strange, n_vars)
@@ -272,7 +333,7 @@ def _scatter_dense_piece(piece: _Piece, name: str, lookup: _DenseLookup, out: An
     forms, scratches = tuple(map(_form, arrays)), (arrays[0].scratch(), arrays[1].scratch())
     found = np.empty(len(scratches[0]), dtype=np.uint32)
     rows, length = (piece.low, piece.high, piece.place), arrays[0].n_elements
-    for encoded in _side_by_side(arrays, piece.chunks):
+    for encoded in _encoded(piece):
         sources, bounds = tuple(map(_source, encoded)), tuple(e.bounds for e in encoded)
         chunks = forms, sources, bounds, encoded[0].numbers
         which, bad, strange = scatter_dense_chunks(functions[0], *chunks, length, rows, lookup, scratches, found, out)
@@ -280,10 +341,11 @@ def _scatter_dense_piece(piece: _Piece, name: str, lookup: _DenseLookup, out: An
         _check_columns(strange, n_vars)
 
 
-def _side_by_side(arrays: Sequence[Array], chunks: Int64Array) -> Iterator[list[Encoded]]:
-    """The same chunks of several arrays: in local files, for the compiled loops to read, file by file; else fetched."""
-    if not all(array.dataset.is_local for array in arrays):
-        yield [array.fetch(chunks) for array in arrays]
+def _encoded(piece: _Piece) -> Iterator[Sequence[Encoded]]:
+    """A piece's chunks of each array: in local files, for the compiled loops to read, file by file; else fetched."""
+    arrays, chunks = piece.arrays, piece.chunks
+    if piece.fetched or not piece.dataset.is_local:
+        yield piece.fetched or [array.fetch(chunks) for array in arrays]
         return
     others = np.zeros(max(0, len(chunks) - 1), dtype=bool)
     for array in arrays:
@@ -369,14 +431,15 @@ def _check_columns(strange: int, n_vars: int) -> None:
         )
 
 
-def _decoded(array: Array, piece: _Piece) -> Iterator[tuple[int, AnyArray]]:
-    """First element and values of each chunk of a piece; values are gone when the next are asked for."""
+def _decoded(piece: _Piece, which: int) -> Iterator[tuple[int, AnyArray]]:
+    """First element and values of each chunk of one array of a piece; values are gone when the next are asked for."""
+    array = piece.arrays[which]
     if array.spec is None:
         start, stop = int(piece.low[0]), int(piece.high[-1])
         yield start, array.read(start, stop)
         return
     scratch = array.scratch()
-    for number, data in array.fetch(piece.chunks):
+    for number, data in piece.fetched[which] if piece.fetched else array.fetch(piece.chunks):
         yield array.decode(number, data, scratch)
 
 

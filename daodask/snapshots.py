@@ -53,13 +53,18 @@ def read_snapshot(location: StoreLocation, number: int | None = None) -> Snapsho
         raise StoreNotFoundError(
             f"{location} has no snapshot {number}; it has {numbers[0]} to {numbers[-1]}: {numbers}"
         )
-    where = location / snapshot_path(chosen)
+    return _read(location, chosen)
+
+
+def _read(location: StoreLocation, number: int) -> Snapshot:
+    where = location / snapshot_path(number)
     return Snapshot.from_json(where.read(), where=str(where))
 
 
 def latest_snapshot(location: StoreLocation) -> Snapshot | None:
-    """The newest snapshot, or ``None`` where there is no store yet."""
-    return read_snapshot(location) if snapshot_numbers(location) else None
+    """The newest snapshot, or ``None`` where there is no store yet (one listing and one read)."""
+    numbers = snapshot_numbers(location)
+    return _read(location, numbers[-1]) if numbers else None
 
 
 def author() -> str:

@@ -130,7 +130,7 @@ def validate_store(
     threads
         Threads to work with where there is no client; 1 is one task after another.
     options
-        fsspec options. Leave credentials to the environment, as these options travel to workers.
+        fsspec options. Credentials are refused, as these travel to workers: leave them to the environment.
     progress
         Called as tasks finish.
 

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from servers import BUCKET, KINDS, MissingError, Servers
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
+    from daodask.storage import StoreLocation
+
+# Before any file system is imported, and for every process that a test starts.
+_SERVERS = Servers()
+os.environ.update(_SERVERS.environment)
+_NUMBER = itertools.count()
+
 # How long one example takes tells of the machine's load and of what is compiled first; the limit is pytest-timeout's.
 settings.register_profile("daodask", deadline=None)
 settings.load_profile("daodask")
+
+
+def pytest_unconfigure() -> None:
+    """Stop the servers, and give up the ports that were kept for them."""
+    _SERVERS.close()
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +40,43 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real studies at {folder}: set DAODASK_DATA to a folder that has them")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Servers:
+    """Return servers of buckets, which start when they are asked for: ``servers.address("gcs")``."""
+    return _SERVERS
+
+
+@pytest.fixture(scope="session")
+def place(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], StoreLocation]:
+    """Return what makes an empty place: ``place("local")``, or ``memory``, ``gcs``, ``s3``, ``seaweed``."""
+    from daodask.storage import StoreLocation
+
+    def make(kind: str) -> StoreLocation:
+        name = f"place{next(_NUMBER)}"
+        if kind == "local":
+            return StoreLocation.parse(tmp_path_factory.mktemp("place") / name)
+        if kind == "memory":
+            return StoreLocation.parse(f"memory://{name}")
+        try:
+            address = servers.address(kind)
+        except MissingError as missing:
+            pytest.skip(str(missing))
+        # Where SeaweedFS is, is said by argument; the other two are found by the environment.
+        options = {"endpoint_url": address} if kind == "seaweed" else {}
+        return StoreLocation.parse(f"{'gs' if kind == 'gcs' else 's3'}://{BUCKET}/{name}", options)
+
+    return make
+
+
+@pytest.fixture(params=["local", "memory", *KINDS])
+def location(request: pytest.FixtureRequest, place: Callable[[str], StoreLocation]) -> Iterator[StoreLocation]:
+    """Return an empty place of each kind that a store may be in."""
+    made = place(request.param)
+    yield made
+    if request.param == "memory":  # the more there is in memory, the slower fsspec is
+        made.remove()
 
 
 @pytest.fixture(scope="session")

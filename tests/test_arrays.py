@@ -319,11 +319,11 @@ def test_neighbouring_chunks_are_one_request(tmp_path, requests):
     array = in_memory(found, "neighbours")
     np.testing.assert_array_equal(array.read(5, 33), found.values[5:33])
     # The index first, and then chunks 1 to 8 of 16 bytes each at once.
-    assert requests == [[("0", 160, 324)], [("0", 16, 144)]]
+    assert requests == [[("0", -164, None)], [("0", 16, 144)]]
     requests.clear()
     np.testing.assert_array_equal(array.read(30, 95), found.values[30:95])
-    # Two more indexes, and one call for what is in three files.
-    assert requests == [[("1", 160, 324)], [("2", 80, 244)], [("0", 112, 160), ("1", 0, 160), ("2", 0, 64)]]
+    # Two more indexes at once, and one call for what is in three files.
+    assert requests == [[("1", -164, None), ("2", -164, None)], [("0", 112, 160), ("1", 0, 160), ("2", 0, 64)]]
     requests.clear()
     np.testing.assert_array_equal(array.read(0, 100), found.values)
     assert [len(call) for call in requests] == [3]
@@ -344,8 +344,15 @@ def test_indptr_is_asked_for_once(tmp_path, requests):
     array = in_memory(found, "indptr")
     for _ in range(3):
         np.testing.assert_array_equal(take(array, np.array([3, 4, 71])), [3, 4, 71])
-    # The index, and two chunks.
-    assert len(requests) == 3
+    # The index, and two chunks at once.
+    assert [len(call) for call in requests] == [1, 2]
+
+
+def test_a_chunk_that_is_a_file_is_one_request(tmp_path, requests):
+    found = write(tmp_path, np.arange(40, dtype=np.int32), 10)
+    array = in_memory(found, "files")
+    np.testing.assert_array_equal(take(array, np.array([3, 4, 31])), [3, 4, 31])
+    assert requests == [[("0", 0, None), ("3", 0, None)]]
 
 
 def test_what_is_cached_is_bounded():

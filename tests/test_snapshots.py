@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -27,11 +26,6 @@ def ids(snapshot: Snapshot | None) -> list[str]:
     return [d.id for d in snapshot.datasets]
 
 
-@pytest.fixture
-def location(tmp_path: Path) -> StoreLocation:
-    return StoreLocation.parse(tmp_path / "store")
-
-
 def test_a_store_begins_with_number_1(location: StoreLocation) -> None:
     assert latest_snapshot(location) is None
     first = commit_snapshot(location, adding("a"), message="hello")
@@ -49,18 +43,17 @@ def test_old_snapshots_stay_as_they_were(location: StoreLocation) -> None:
     assert ids(read_snapshot(location, 1)) == ["a"]
 
 
-@pytest.mark.parametrize("url", ["local", "memory"])
-def test_twenty_committers_at_once_all_succeed(url: str, location: StoreLocation) -> None:
-    where = location if url == "local" else StoreLocation.parse(f"memory://{uuid.uuid4().hex}")
-    with ThreadPoolExecutor(20) as threads:
-        committed = list(threads.map(lambda i: commit_snapshot(where, adding(f"d{i}")), range(20)))
-    assert sorted(s.number for s in committed) == list(range(1, 21))
-    assert snapshot_numbers(where) == tuple(range(1, 21))
-    assert sorted(ids(read_snapshot(where))) == sorted(f"d{i}" for i in range(20))
+def test_committers_at_once_all_succeed(location: StoreLocation) -> None:
+    # moto and SeaweedFS take long to let many race.
+    n = 5 if location.url.startswith("s3://") else 20
+    with ThreadPoolExecutor(n) as threads:
+        committed = list(threads.map(lambda i: commit_snapshot(location, adding(f"d{i}")), range(n)))
+    assert sorted(s.number for s in committed) == list(range(1, n + 1))
+    assert snapshot_numbers(location) == tuple(range(1, n + 1))
+    assert sorted(ids(read_snapshot(location))) == sorted(f"d{i}" for i in range(n))
     for snapshot in committed:
-        assert read_snapshot(where, snapshot.number) == snapshot
+        assert read_snapshot(location, snapshot.number) == snapshot
         assert len(snapshot.datasets) == snapshot.number
-    where.remove()
 
 
 def test_a_change_that_fails_commits_nothing(location: StoreLocation) -> None:

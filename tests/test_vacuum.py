@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from daodask.storage import StoreLocation, is_temporary
 from daodask.testing import coordinate_adata
 from daodask.vacuum import parse_duration, plan_vacuum
 
-NUMBER = itertools.count()
 DAY = 86_400
 
 
@@ -68,11 +67,12 @@ def store(template: StoreLocation, tmp_path: Path) -> StoreLocation:
     return location
 
 
-@pytest.fixture
-def in_memory() -> Iterator[StoreLocation]:
-    location = StoreLocation.parse(f"memory://vacuum-{next(NUMBER)}")
+@pytest.fixture(params=["memory", "gcs", "s3"])
+def elsewhere(request: pytest.FixtureRequest, place: Callable[[str], StoreLocation]) -> Iterator[StoreLocation]:
+    location = place(request.param)
     yield location
-    location.remove()
+    if request.param == "memory":
+        location.remove()
 
 
 def kinds(plan: daodask.VacuumPlan) -> list[tuple[str, str]]:
@@ -217,15 +217,15 @@ def test_empty_directories_of_killed_builders_go(store: StoreLocation) -> None:
     assert [name.split(".")[0] for name in (store / "datasets").list()] == ["a", "a", "b"]
 
 
-def test_in_memory(in_memory: StoreLocation) -> None:
-    build(in_memory, a=0)
-    build(in_memory, replace=True, a=100)
-    (in_memory / "scratch/x.0123/X/000000.data").write(b"12345")
-    assert plan_vacuum(in_memory, keep_snapshots=1).garbage == ()
-    report = plan_vacuum(in_memory, keep_snapshots=1, grace=timedelta(0)).run()
+def test_where_there_are_no_directories(elsewhere: StoreLocation) -> None:
+    build(elsewhere, a=0)
+    build(elsewhere, replace=True, a=100)
+    (elsewhere / "scratch/x.0123/X/000000.data").write(b"12345")
+    assert plan_vacuum(elsewhere, keep_snapshots=1).garbage == ()
+    report = plan_vacuum(elsewhere, keep_snapshots=1, grace=timedelta(0)).run()
     assert [item.kind for item in report.removed] == ["snapshot", "scratch", "dataset"]
-    assert tops(in_memory) == {"snapshots/00000002", "datasets/a", next(p for p in tops(in_memory) if "features" in p)}
-    assert daodask.validate_store(in_memory).ok
+    assert tops(elsewhere) == {"snapshots/00000002", "datasets/a", next(p for p in tops(elsewhere) if "features" in p)}
+    assert daodask.validate_store(elsewhere).ok
 
 
 # -- beside builders ---------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from daodask.format.manifest import DatasetInfo, ObsColumn
 from daodask.storage import StoreLocation
 from daodask.store import Store
 from daodask.types import AnyArray, Int64Array
+from daodask.waiting import side_by_side
 
 __all__ = ["Rows", "read_columns", "read_labels"]
 
@@ -84,22 +85,26 @@ def _codes(store: Store, rows: Sequence[Rows], column: ObsColumn, n: int) -> Int
     """Codes of a categorical in the store's categories."""
     codes = np.full(n, -1, dtype=np.int64)
     position = {label: code for code, label in enumerate(column.categories)}
-    for number, place, local in rows:
-        info = store.dataset_infos[number]
-        summary = info.column.get(column.name)
-        if summary is not None:
-            own = take(open_array(_directory(store, info), f"obs/{column.name}/codes"), local)
-            # -1, a cell without a label, looks up the last entry.
-            lookup = np.array([*(position[label] for label in summary.categories), -1], dtype=np.int64)
-            codes[place] = lookup[own]
+    known = [(n, place, local) for n, place, local in rows if column.name in store.dataset_infos[n].column]
+    for (number, place, _), own in zip(known, _taken(store, known, f"obs/{column.name}/codes"), strict=True):
+        summary = store.dataset_infos[number].column[column.name]
+        # -1, a cell without a label, looks up the last entry.
+        lookup = np.array([*(position[label] for label in summary.categories), -1], dtype=np.int64)
+        codes[place] = lookup[own]
     return codes
 
 
 def _numbers(store: Store, rows: Sequence[Rows], column: ObsColumn, n: int) -> AnyArray:
     values = np.empty(n, dtype=column.dtype)
-    for number, place, local in rows:
-        values[place] = take(open_array(_directory(store, store.dataset_infos[number]), f"obs/{column.name}"), local)
+    for (_, place, _), own in zip(rows, _taken(store, rows, f"obs/{column.name}"), strict=True):
+        values[place] = own
     return values
+
+
+def _taken(store: Store, rows: Sequence[Rows], path: str) -> list[AnyArray]:
+    """Elements of an array of each dataset at its rows."""
+    arrays = [(_directory(store, store.dataset_infos[number]), local) for number, _, local in rows]
+    return side_by_side(lambda of: take(open_array(of[0], path), of[1]), arrays, remote=not store.location.is_local)
 
 
 def _from_parquet(store: Store, rows: Sequence[Rows], name: str, n: int) -> Any:

@@ -277,7 +277,7 @@ class BatchLoader:
     @cached_property
     def _read_ahead(self) -> int:
         """Windows beside the one that is consumed and the one that takes its place."""
-        windows = self.memory // max(1, self._window_bytes)
+        windows = self.memory // max(1, self._window_bytes + self._fetched_bytes)
         if windows < 2:
             raise SpecError(
                 f"expected two windows within memory={human_bytes(self.memory)}, one to consume and one to read, got "
@@ -285,6 +285,15 @@ class BatchLoader:
                 f"window_rows"
             )
         return min(_MOST_READ_AHEAD, windows - 2)
+
+    @cached_property
+    def _fetched_bytes(self) -> int:
+        """Expected memory of a window's chunks as they come from a bucket; of a local file one at a time is there."""
+        if self.store.location.is_local:
+            return 0
+        rows = most_rows(self.schedule, self._cells, self.batch_size, self._epoch(self.epoch))
+        infos = [self.store.snapshot.dataset[i] for i in self.store.selection.datasets]
+        return rows * sum(i.nbytes for i in infos) // max(1, sum(i.n_obs for i in infos))
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -375,12 +384,32 @@ class BatchLoader:
 
     def __repr__(self) -> str:
         n_obs, n_vars = self.store.shape
-        # How many batches by label there are is known once the labels were read; looking at a loader reads nothing.
-        count = "" if self.schedule.columns else f"{len(self):,} "
         return (
-            f"<BatchLoader: {count}batches of {self.batch_size:,} out of {n_obs:,} cells x {n_vars:,} genes, "
+            f"<BatchLoader: {self._count} of {self.batch_size:,} out of {n_obs:,} cells x {n_vars:,} genes, "
             f"{self.schedule}, seed {self.seed}, next epoch {self.epoch}>"
         )
+
+    @property
+    def _count(self) -> str:
+        # How many batches by label there are is known once the labels were read; looking at a loader reads nothing.
+        return "batches" if self.schedule.columns else f"{len(self):,} batches"
+
+    def _repr_html_(self) -> str:
+        from daodask._html import card
+
+        n_obs, n_vars = self.store.shape
+        shared = f", rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
+        facts = {
+            "Cells": f"{n_obs:,} cells × {n_vars:,} genes, of snapshot {self.store.snapshot.number}",
+            "Schedule": f"{self.schedule}, seed {self.seed}{shared}",
+            "X": f"{self.matrix} as {self.x_dtype} {'arrays' if self.dense else 'CSR'}",
+            "obs": ", ".join(self.obs),
+            "Read by": "the workers of a cluster" if self.client is not None else "threads of this process",
+            "Memory": "" if self.client is not None else f"a budget of {human_bytes(self.memory)}",
+            "Next": f"epoch {self.epoch}, after {self._state.next_pass().batches_done:,} batches",
+        }
+        title = f"{self._count} of {self.batch_size:,} cells"
+        return card("daodask.BatchLoader", title, repr(self), url=self.store.location.url, facts=facts)
 
     # -- adaptors ------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from daodask._connection import cluster_errors, require_connection, scheduler_address
 from daodask._environment import check_cluster
 from daodask.batches.schedule import Window
 from daodask.batches.window import Request, make_batches
@@ -61,13 +62,18 @@ class LocalReader:
                 yield from map(make, windows)
                 return
             # While the decoders work on one window, the next is planned and the one before is cut into batches. More
-            # than two at once would only make each of them late.
-            with ThreadPoolExecutor(min(2, self.read_ahead), "daodask-window") as ahead:
+            # than two at once would only make each of them late, but for windows that wait for a bucket.
+            most = min(2, self.read_ahead) if store.location.is_local else self.read_ahead
+            with ThreadPoolExecutor(most, "daodask-window") as ahead:
                 yield from in_flight(windows, lambda window: ahead.submit(make, window), self.read_ahead + 1)
 
 
 #: Windows in flight for each thread of the cluster: one that is being read and one that waits for it.
 _TASKS_PER_THREAD = 2
+#: What to do where an epoch was ended by the cluster.
+_AGAIN = (
+    "iterate again, or save state_dict() and load it into a loader of another client, to go on after the last batch"
+)
 
 
 @dataclass(frozen=True)
@@ -79,29 +85,49 @@ class ClusterReader:
     client
         Of the cluster.
     most_windows
-        Windows in flight at most; by default two for each thread of the cluster.
+        Windows in flight at most; by default two for each thread that the cluster has at the time.
     """
 
     client: Client
     most_windows: int = 0
 
     def read(self, store: Store, windows: Iterator[Window], request: Request) -> Iterator[list[Any]]:
-        """The batches of each window; what was consumed is released on the cluster."""
+        """The batches of each window; what was consumed is released on the cluster.
+
+        Raises
+        ------
+        ClusterError
+            The connection to the scheduler was lost: at once where it was killed, after Dask's own time limit
+            (``distributed.comm.timeouts.tcp``: 30 s) where it is silent. Workers that die are no error as long as
+            others come, and do not die of the same window.
+        """
         check_cluster(self.client)
-        depth = self.most_windows or max(1, _TASKS_PER_THREAD * sum(self.client.nthreads().values()))
+        with cluster_errors(self.client, _AGAIN):
+            yield from self._read(store, windows, request)
+
+    def _read(self, store: Store, windows: Iterator[Window], request: Request) -> Iterator[list[Any]]:
+        address = scheduler_address(self.client)
         # A task and not scattered data, as it is run again where all workers that have its result are gone.
-        shared = self.client.submit(_shared, store, request, key=f"share-{os.urandom(8).hex()}")
+        shared = self.client.submit(_shared, store, request, key=f"share-request-{os.urandom(8).hex()}")
         pending: deque[Any] = deque()
+        depth = since = 0
         try:
             for window in windows:
+                # Workers come and go, and each look at them is a request.
+                since, depth = (since + 1, depth) if since < depth else (1, self._depth())
                 pending.append(self.client.submit(_window_task, shared, window, key=_key(window), pure=False))
-                if len(pending) >= depth:
+                require_connection(self.client, address, f"start a cluster, and {_AGAIN}")
+                while len(pending) >= depth:
                     yield self._take(pending)
             while pending:
                 yield self._take(pending)
         finally:
-            self.client.cancel(list(pending), force=True)
+            if self.client.status == "running":
+                self.client.cancel(list(pending), force=True)
             shared.release()
+
+    def _depth(self) -> int:
+        return self.most_windows or max(1, _TASKS_PER_THREAD * sum(self.client.nthreads().values()))
 
     def _take(self, pending: deque[Any]) -> list[Any]:
         future = pending.popleft()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from daodask._performance import performance_report as recorded
 from daodask._version import __version__
 from daodask.build.commit import Committed, commit_datasets, is_resumable, tidy_up
 from daodask.build.genes import GeneLookup, feature_space, gene_list, read_reference, read_synonyms
@@ -51,6 +52,7 @@ def build_store(
     replace: bool = False,
     options: Mapping[str, Any] | None = None,
     progress: ProgressLike = "auto",
+    performance_report: str | os.PathLike[str] | None = None,
 ) -> BuildReport:
     """Streamline studies into a store, in parallel; commit once, all or nothing per study (computes).
 
@@ -74,11 +76,15 @@ def build_store(
     replace
         Put studies that changed in the place of the datasets of the same id; without it they are refused.
     options
-        fsspec options for the store. Leave credentials to the environment, as these options travel to workers.
+        fsspec options for the store. Credentials are refused, as these travel to workers: leave them to the
+        environment.
     progress
         ``"auto"``: a display in Jupyter, bars in a terminal, nothing elsewhere; ``True``: elsewhere lines on stderr, as
         for a log; ``False``: nothing. Or a function of study, stage, tasks done and tasks in all
         (:data:`daodask.drive.Progress`).
+    performance_report
+        Where to write Dask's report of what the cluster did (``*.html``: task stream, profile, bandwidths), at the end.
+        Needs a ``client``, and bokeh where its scheduler runs (``daodask[report]``).
 
     Returns
     -------
@@ -98,7 +104,11 @@ def build_store(
         The snapshot can't be written. The store is at its last one, and the same build goes on from there.
     """
     began = time.monotonic()
-    with open_runner(client, threads) as runner, open_progress(progress) as shown:
+    with (
+        open_runner(client, threads) as runner,
+        recorded(client, performance_report),
+        open_progress(progress) as shown,
+    ):
         times = StageTimes(shown)
         checked = _checked(spec)
         sources = _shared_sources(checked, runner)
@@ -124,7 +134,7 @@ def plan_build(
 ) -> BuildPlan:
     """Say what :func:`build_store` would do; looks at the studies' metadata and writes nothing (computes).
 
-    Takes the parameters of :func:`build_store`.
+    Takes the parameters of :func:`build_store`, but for the performance report.
 
     Returns
     -------

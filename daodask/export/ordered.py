@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from daodask._connection import cluster_errors
 from daodask._environment import check_cluster
 from daodask.runners import in_flight
 
@@ -33,8 +34,9 @@ def in_order(
     """
     if client is not None:
         check_cluster(client)
-        depth = max(1, 2 * sum(client.nthreads().values()))
-        yield from in_flight(arguments, lambda a: client.submit(function, *a, pure=False), depth)
+        with cluster_errors(client, "export again"):
+            depth = max(1, 2 * sum(client.nthreads().values()))
+            yield from in_flight(arguments, lambda a: client.submit(function, *a, pure=False), depth)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="daodask-export") as pool:
         yield from in_flight(arguments, lambda a: pool.submit(function, *a), threads + 1)

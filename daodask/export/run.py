@@ -140,7 +140,8 @@ def export_store(
     threads
         Threads to work with where there is no client.
     options
-        fsspec options for the target. Leave credentials to the environment, as these options travel to workers.
+        fsspec options for the target. Credentials are refused, as these travel to workers: leave them to the
+        environment.
     progress
         As :func:`build_store` takes it.
 

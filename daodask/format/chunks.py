@@ -220,7 +220,9 @@ def shard_key(number: int) -> str:
     return f"c/{number}"
 
 
-def encode_shard(values: AnyArray | Iterator[AnyArray], chunk_length: int, shard_length: int, codec: Codec) -> memoryview:
+def encode_shard(
+    values: AnyArray | Iterator[AnyArray], chunk_length: int, shard_length: int, codec: Codec
+) -> memoryview:
     """Encode a 1-D run of values as one shard (zarr v3 ``sharding_indexed``, index at the end with crc32c).
 
     Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import daodask
 from daodask import BatchLoader
 from daodask.batches.schedule import Cells, Epoch, Sequential, Shuffled, Window
 from daodask.errors import SelectionError, SpecError, UnknownNameError
+from daodask.storage import StoreLocation
 from daodask.store import Store
 from daodask.testing import coordinate_adata, coordinate_counts, random_store
 
@@ -25,11 +26,10 @@ N_OBS = sum(SIZES)
 quick = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(scope="module", params=["disk", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
+@pytest.fixture(scope="module", params=["local", "memory", "gcs"])
+def store(request: pytest.FixtureRequest, place: Callable[[str], StoreLocation]) -> Store:
     """Three studies of 70, 0 and 33 cells, in blocks of 16."""
-    url = tmp_path_factory.mktemp("atlas") / "store" if request.param == "disk" else "memory://batches"
-    return random_store(url, SIZES, n_vars=N_VARS, block_rows=16)
+    return random_store(place(request.param), SIZES, n_vars=N_VARS, block_rows=16)
 
 
 OBS = ["cell_type", "row", "score", "odd", "note", "dataset", "obs_names"]

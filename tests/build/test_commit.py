@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import shutil
 import threading
@@ -20,17 +19,13 @@ from daodask.snapshots import latest_snapshot
 from daodask.storage import StoreLocation
 from daodask.testing import coordinate_adata
 
-NUMBER = itertools.count()
 
-
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreLocation]:
-    if request.param == "local":
-        yield StoreLocation.parse(tmp_path / "store")
-        return
-    location = StoreLocation.parse(f"memory://commit-{next(NUMBER)}")
+@pytest.fixture(params=["local", "memory", "gcs"])
+def store(request: pytest.FixtureRequest, place: Callable[[str], StoreLocation]) -> Iterator[StoreLocation]:
+    location = place(request.param)
     yield location
-    location.remove()
+    if request.param == "memory":
+        location.remove()
 
 
 def study(first: int, n_vars: int = 5) -> anndata.AnnData:

@@ -39,11 +39,11 @@ class RangedFileSystem(MemoryFileSystem):
 
     protocol = "ranged"
     ranges: ClassVar[list[tuple[str, int, int]]] = []
-    secrets: ClassVar[list[str]] = []
+    regions: ClassVar[list[str]] = []
 
-    def __init__(self, secret: str = "", **options: Any) -> None:
+    def __init__(self, region: str = "", **options: Any) -> None:
         super().__init__(**options)
-        self.secrets.append(secret)
+        self.regions.append(region)
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -144,14 +144,21 @@ def fetched() -> int:
 
 def test_options_of_the_file_system_go_along(files: dict[str, bytes]) -> None:
     fsspec.filesystem("ranged").pipe_file("/big/csr.h5ad", files["csr.h5ad"])
-    study = {"id": "a", "source": "ranged://big/csr.h5ad", "storage_options": {"secret": "swordfish"}}
+    study = {"id": "a", "source": "ranged://big/csr.h5ad", "storage_options": {"region": "here"}}
     spec = load_spec({"features": {"name": "g", "reference": "union"}, "studies": [study]})
     address = spec.studies[0].source
     assert isinstance(address, SourceAddress)
-    assert address.location.options == (("secret", "swordfish"),)
+    assert address.location.options == (("region", "here"),)
     assert open_source(address).n_obs == N_OBS
-    assert "swordfish" in RangedFileSystem.secrets
+    assert "here" in RangedFileSystem.regions
     assert spec.studies[0].without_source.source.location.options == ()
+
+
+def test_credentials_in_a_build_file_are_refused() -> None:
+    study = {"id": "a", "source": "s3://big/csr.h5ad", "storage_options": {"key": "AKIA1", "secret": "swordfish"}}
+    with pytest.raises(SpecError, match=r"expected no credentials, .* got key, secret; set them where") as caught:
+        load_spec({"features": {"name": "g", "reference": "union"}, "studies": [study]})
+    assert "swordfish" not in str(caught.value)
 
 
 # -- copies --------------------------------------------------------------------------------------------------------
