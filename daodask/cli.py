@@ -99,6 +99,7 @@ def _build(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             replace=arguments.replace,
             progress=progress,
+            performance_report=arguments.performance_report,
         )
     if arguments.report:
         is_page = arguments.report.lower().endswith((".html", ".htm"))
@@ -320,6 +321,7 @@ def _add_build(add_parser: _AddParser) -> None:
     parser.add_argument("--replace", action="store_true", help="put studies that changed in the place of what is there")
     _add_cluster(parser)
     parser.add_argument("--report", metavar="FILE", help="write the report there too: as a page to *.html, else JSON")
+    parser.add_argument("--performance-report", metavar="FILE", help="write there, as a page, what the cluster did")
     parser.add_argument("--quiet", action="store_true", help="no progress, and the report in one line")
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
+from daodask._connection import lost_workers, require_connection, scheduler_address
 from daodask._environment import check_cluster
 from daodask.errors import ClusterError
 
@@ -142,6 +143,11 @@ class _Shared:
 _MOST_TRIES: Final = 10
 
 
+#: What to do where the scheduler, or workers, were lost.
+_KEPT: Final = "what is finished is kept: start a cluster and run the same build again, and it goes on from there"
+_SMALLER: Final = "give workers more memory or smaller blocks (layout: block_rows), and run the same build again"
+
+
 @dataclass(eq=False)
 class _Sent:
     """A task on the cluster, and how often it was sent."""
@@ -167,7 +173,7 @@ class DaskRunner:
         from distributed import as_completed
 
         self._client = client
-        self._address = client.scheduler.address if client.scheduler is not None else "an unknown address"
+        self._address = scheduler_address(client)
         self._completed = as_completed(with_results=False, raise_errors=False, loop=client.loop)
         self._sent: dict[str, _Sent] = {}
         self._count = 0
@@ -183,7 +189,9 @@ class DaskRunner:
         key = f"{sent.task.name}-{id(self):x}-{self._count}"
         self._sent[key] = sent
         arguments = [self._copy(a) if isinstance(a, _Shared) else a for a in sent.task.arguments]
-        self._completed.add(self._client.submit(sent.task.function, *arguments, key=key, pure=False))
+        future = self._client.submit(sent.task.function, *arguments, key=key, pure=False)
+        self._check_connection()
+        self._completed.add(future)
 
     def outcomes(self) -> Iterator[Outcome]:
         """Outcomes as workers finish.
@@ -200,7 +208,8 @@ class DaskRunner:
             sent = self._sent.pop(future.key)
             # Where the result was lost with its worker, this waits for the task to have run again.
             outcome = _run(sent.tag, Task("gather", future.result))
-            self._check_connection(outcome.error)
+            if outcome.error is not None:
+                self._check_connection(outcome.error)
             future.release()
             if isinstance(outcome.error, FutureCancelledError) and sent.shared and sent.tries < _MOST_TRIES:
                 sent.tries += 1
@@ -228,13 +237,8 @@ class DaskRunner:
             f"give them more memory, or write it to a file and build from that"
         )
 
-    def _check_connection(self, error: Exception | None) -> None:
-        lost = getattr(error, "reason", "") == "scheduler-connection-lost"
-        if lost or (error is not None and self._client.status != "running"):
-            raise ClusterError(
-                f"lost the connection to the Dask scheduler at {self._address}; what is finished is "
-                f"kept: start a cluster and run the same build again, and it goes on from there"
-            ) from error
+    def _check_connection(self, error: Exception | None = None) -> None:
+        require_connection(self._client, self._address, _KEPT, error)
 
 
 def _of_ours(outcome: Outcome, task: Task) -> Outcome:
@@ -243,12 +247,7 @@ def _of_ours(outcome: Outcome, task: Task) -> Outcome:
     from distributed.client import FutureCancelledError
 
     if isinstance(outcome.error, KilledWorker | FutureCancelledError):
-        error = ClusterError(
-            f"every worker that tried {task.name!r} died, or was killed for the memory it took ({outcome.error}); give "
-            f"workers more memory or smaller blocks (layout: block_rows), and run the same build again"
-        )
-        error.__cause__ = outcome.error
-        return Outcome(outcome.tag, error=error)
+        return Outcome(outcome.tag, error=lost_workers(task.name, outcome.error, _SMALLER))
     return outcome
 
 

@@ -50,6 +50,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __sizeof__(self) -> int:
+        # What workers of a cluster go by when they spill; all batches of a window share `measured`.
+        arrays = [self.X.data, self.X.indices, self.X.indptr] if isinstance(self.X, CSR) else [self.X]
+        return (
+            object.__sizeof__(self) + sum(a.nbytes for a in [*arrays, self.index]) + int(self.obs.memory_usage().sum())
+        )
+
     @property
     def measured_per_cell(self) -> BoolArray:
         """Which genes were measured, boolean ``(cells, genes)``; made when asked for.

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import dask.config
+import distributed  # noqa: F401  what it adds to the configuration must be there before anything is changed
 import pytest
 
+import daodask
 from daodask._cluster import open_client
 from daodask.errors import ClusterError
 
@@ -49,7 +51,7 @@ def cluster(tmp_path: Path, processes: Any, free_port: Callable[[], int]) -> tup
     return address, settings
 
 
-def test_a_build_and_an_epoch_over_tls(cluster, atlas, environment, tmp_path, assert_right):
+def test_a_build_an_epoch_and_a_scan_over_tls(cluster, atlas, environment, tmp_path, assert_right):
     address, settings = cluster
     build = [sys.executable, "-m", "daodask", "build", str(atlas), str(tmp_path / "store"), "--scheduler", address]
 
@@ -69,6 +71,12 @@ def test_a_build_and_an_epoch_over_tls(cluster, atlas, environment, tmp_path, as
     with configured(settings), open_client(scheduler=address) as client:
         assert all(worker.startswith("tls://") for worker in client.nthreads())
         assert_right(tmp_path / "store", client)
+        assert daodask.build_store(atlas, tmp_path / "again", client=client, progress=False).ok
+        assert_right(tmp_path / "again", client)
+        store = daodask.open_store(tmp_path / "again")
+        found = daodask.pseudobulk(store, ["dataset"], client=client)
+        assert (found.X == daodask.pseudobulk(store, ["dataset"]).X).all()
+        assert found.obs["n_cells"].tolist() == [90, 61]
 
 
 def test_certificates_of_another_authority_are_refused(cluster, tmp_path, monkeypatch):
