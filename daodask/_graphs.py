@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, overload
 
 import numpy as np
-import scipy.sparse as sp
-from dask.base import tokenize
+from dask.base import normalize_token, tokenize
 
 from daodask.blocks import BlockAddress, empty_obs, read_matrix, read_obs, read_obsm
 from daodask.format.manifest import ObsColumn
+from daodask.sparse import CSRBlock, as_block
+from daodask.storage import StoreLocation
 from daodask.types import Int64Array
 
 if TYPE_CHECKING:
@@ -23,20 +25,25 @@ __all__ = ["lazy_matrix", "lazy_obs", "lazy_obsm"]
 def lazy_matrix(
     blocks: Sequence[BlockAddress], name: str, genes: Int64Array | None, n_vars: int, dtype: np.dtype[np.floating]
 ) -> da.Array:
-    """A dask array of CSR blocks, one task a block (lazy)."""
+    """A dask array of CSR blocks, one task a block, which dask can reduce (lazy)."""
     import dask.array as da
 
     token = _token("read-x" if name == "X" else "read-layer", blocks, name, genes, dtype)
     # The genes are one node that all tasks refer to, so that a long list is not in every task.
     shared = f"genes-{token}"
+    served = dtype.name
     graph: dict[object, object] = {
-        (token, i, 0): (read_matrix, block, name, shared, dtype.name) for i, block in enumerate(blocks)
+        (token, i, 0): (_read_block, block, name, shared, served) for i, block in enumerate(blocks)
     }
     graph[shared] = genes
     chunks = (_row_chunks(blocks), (n_vars,))
     if not blocks:
-        graph[token, 0, 0] = sp.csr_matrix((0, n_vars), dtype=dtype)
-    return da.Array(graph, token, chunks, meta=sp.csr_matrix((0, 0), dtype=dtype))
+        graph[token, 0, 0] = CSRBlock((0, n_vars), dtype=dtype)
+    return da.Array(graph, token, chunks, meta=CSRBlock((0, 0), dtype=dtype))
+
+
+def _read_block(block: BlockAddress, name: str, genes: Int64Array | None, dtype: str) -> CSRBlock:
+    return as_block(read_matrix(block, name, genes, dtype))
 
 
 def lazy_obsm(blocks: Sequence[BlockAddress], name: str, width: int, dtype: str) -> da.Array:
@@ -62,7 +69,7 @@ def lazy_obs(blocks: Sequence[BlockAddress], schema: Sequence[ObsColumn], datase
     last = final.offset + int(final.stop - 1 if final.rows is None else final.rows[-1])
     frame = dd.from_map(
         _read_obs_partition,
-        list(blocks),
+        _Addresses(blocks),
         schema=tuple(schema),
         dataset_ids=tuple(dataset_ids),
         meta=meta,
@@ -89,5 +96,30 @@ def _row_chunks(blocks: Sequence[BlockAddress]) -> tuple[int, ...]:
 
 def _token(label: str, blocks: Sequence[BlockAddress], *arguments: object) -> str:
     """A name that is the same for the same read, so that dask shares it between what is computed together."""
-    identity = [(b.dataset, b.start, b.stop, b.rows) for b in blocks]
-    return f"{label}-{tokenize(identity, *arguments)}"
+    return f"{label}-{tokenize(_Addresses(blocks), *arguments)}"
+
+
+class _Addresses(Sequence[BlockAddress]):
+    """Blocks as dask takes them: it would look at each field of 100,000 of them to tell two reads apart."""
+
+    def __init__(self, blocks: Sequence[BlockAddress]) -> None:
+        self._blocks = tuple(blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @overload
+    def __getitem__(self, index: int) -> BlockAddress: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[BlockAddress]: ...
+    def __getitem__(self, index: int | slice) -> BlockAddress | Sequence[BlockAddress]:
+        return self._blocks[index]
+
+    def __dask_tokenize__(self) -> object:
+        datasets: dict[tuple[StoreLocation, str, int], int] = {}
+        rows, digest = [], hashlib.sha256()
+        for b in self._blocks:
+            number = datasets.setdefault((b.dataset, b.id, b.offset), len(datasets))
+            rows.append((number, b.start, b.stop, -1 if b.rows is None else len(b.rows)))
+            digest.update(b"" if b.rows is None else b.rows.tobytes())
+        return normalize_token([list(datasets), np.array(rows), digest.hexdigest()])

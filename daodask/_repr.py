@@ -27,6 +27,7 @@ from daodask._format import (
     public_url,
     shorten,
 )
+from daodask._html import CSS
 from daodask.format.manifest import DatasetInfo, ObsColumn, ObsmInfo
 from daodask.format.spec import OBS_NAMES
 from daodask.selection import BlockRows, Part
@@ -278,7 +279,7 @@ def store_html(store: Store) -> str:
     view = _View.of(store)
     url = _text(public_url(store.location.url))
     return (
-        f'<div class="daodask-store"><style>{_CSS}</style>'
+        f'<div class="daodask-repr"><style>{CSS}</style>'
         f'<pre class="ds-plain">{escape(_view_text(view))}</pre>'
         f'<div class="ds-card" style="display:none">'
         f'<div class="ds-head"><span class="ds-kind">daodask.Store</span> <b>{" × ".join(view.shape)}</b>'
@@ -495,110 +496,3 @@ def _heights(sizes: Iterable[int], height: float, least: float) -> list[float]:
         if place - places[-1] >= least:
             places.append(place)
     return places
-
-
-# -- style ---------------------------------------------------------------------------------------------------------
-
-_LIGHT = (
-    "--ds-ground:#fff;--ds-text:#1d2530;--ds-dim:#687385;--ds-line:#e4e8ee;--ds-hover:#f4f6f9;--ds-link:#176b82;"
-    "--ds-v0:#176b82;--ds-v1:#3a93a6;--ds-v2:#6fb6bf;--ds-v3:#a3d2d4;--ds-v4:#cbe6e5;--ds-others:#e2e6ec;"
-    "--ds-sheet:#e3f1f2;--ds-band:#cbe4e6;--ds-block:#9cc7cc;--ds-edge:#176b82;color-scheme:light"
-)
-_DARK = (
-    "--ds-ground:#161b22;--ds-text:#e3e8ef;--ds-dim:#929dad;--ds-line:#2b333e;--ds-hover:#1e252e;--ds-link:#6cc7d6;"
-    "--ds-v0:#6cc7d6;--ds-v1:#479fb0;--ds-v2:#357b8a;--ds-v3:#2a5d69;--ds-v4:#23454f;--ds-others:#323b47;"
-    "--ds-sheet:#1b333b;--ds-band:#24464f;--ds-block:#3a6b77;--ds-edge:#6cc7d6;color-scheme:dark"
-)
-
-
-def _on_pages(*marks: str) -> str:
-    return ",".join(f"{mark} .daodask-store" for mark in marks)
-
-
-#: The system's preference comes first and what a page says of itself after it, so that a light notebook on a dark
-#: desktop stays light. The card has a ground of its own: it can be read on a page that knows no dark mode.
-_CSS = (
-    f".daodask-store{{{_LIGHT}}}"
-    f"@media (prefers-color-scheme:dark){{.daodask-store{{{_DARK}}}}}"
-    + _on_pages('[data-jp-theme-light="true"]', "html[theme=light]", "[data-theme=light]", "body.vscode-light")
-    + f"{{{_LIGHT}}}"
-    + _on_pages('[data-jp-theme-light="false"]', "html[theme=dark]", "[data-theme=dark]", "body.vscode-dark")
-    + f"{{{_DARK}}}"
-    + """
-.daodask-store .ds-plain{display:none}
-.daodask-store .ds-card{display:block!important;box-sizing:border-box;max-width:1000px;padding:12px 16px 10px;
- background:var(--ds-ground);color:var(--ds-text);border:1px solid var(--ds-line);border-radius:8px;
- font:13px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
- font-variant-numeric:tabular-nums;text-align:left}
-.daodask-store .ds-head{font-size:15px}
-.daodask-store .ds-head b{font-weight:600}
-.daodask-store .ds-kind{color:var(--ds-link);font-weight:600;margin-right:8px}
-.daodask-store .ds-url{font:12px/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;color:var(--ds-dim);
- overflow-wrap:anywhere}
-.daodask-store .ds-top{display:flex;flex-wrap:wrap;gap:12px 28px;padding:10px 0;
- align-items:flex-start;justify-content:space-between}
-.daodask-store .ds-facts{display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;margin:0;flex:1 1 320px}
-.daodask-store .ds-facts dt{margin:0;padding:0;float:none;width:auto;font-weight:400;color:var(--ds-dim)}
-.daodask-store .ds-facts dd{margin:0;padding:0;overflow-wrap:anywhere}
-.daodask-store .ds-picture{flex:none}
-.daodask-store .ds-picture text{fill:var(--ds-dim);font-size:11px;text-anchor:middle}
-.daodask-store .ds-sheet{fill:var(--ds-sheet)}
-.daodask-store .ds-band{fill:var(--ds-band)}
-.daodask-store .ds-block{stroke:var(--ds-block);stroke-width:.6}
-.daodask-store .ds-edge{stroke:var(--ds-edge);stroke-width:.8}
-.daodask-store .ds-frame{fill:none;stroke:var(--ds-edge);stroke-width:1.4}
-.daodask-store .ds-section{border-top:1px solid var(--ds-line);padding:5px 0;margin:0}
-.daodask-store summary{cursor:pointer;list-style:none}
-.daodask-store summary::-webkit-details-marker{display:none}
-.daodask-store .ds-section>summary{font-weight:600}
-.daodask-store .ds-values>summary{font-weight:400}
-.daodask-store .ds-section>summary::before,
-.daodask-store .ds-values>summary::before{content:"▸";display:inline-block;width:14px;font-weight:400;
- color:var(--ds-dim)}
-.daodask-store .ds-section[open]>summary::before,
-.daodask-store .ds-values[open]>summary::before{content:"▾"}
-.daodask-store .ds-count{font-weight:400;color:var(--ds-dim);margin-left:4px}
-.daodask-store .ds-body{max-height:460px;overflow:auto;margin:4px 0}
-.daodask-store .ds-note{color:var(--ds-dim);padding:2px 0 4px 24px}
-.daodask-store .ds-note code{background:none;color:var(--ds-link);padding:0;font-size:12px}
-.daodask-store .ds-body .ds-table{border-collapse:collapse;table-layout:auto;width:100%;margin:0;border:0;
- color:inherit;font-size:13px}
-.daodask-store .ds-body .ds-table tr:nth-child(n){background:none}
-.daodask-store .ds-body .ds-table tbody tr:nth-child(n):hover{background:var(--ds-hover)}
-.daodask-store .ds-body .ds-table th,
-.daodask-store .ds-body .ds-table td{padding:1px 14px 1px 0;border:0;text-align:left;vertical-align:middle;
- white-space:nowrap;line-height:inherit}
-.daodask-store .ds-body .ds-table th{font-weight:400;color:var(--ds-dim)}
-.daodask-store .ds-body .ds-table tr>:first-child{padding-left:24px}
-.daodask-store .ds-body .ds-table tr>.ds-number{text-align:right}
-.daodask-store .ds-body .ds-table tr>.ds-about{width:100%;min-width:120px;max-width:0;overflow:hidden;
- text-overflow:ellipsis;color:var(--ds-dim)}
-.daodask-store .ds-name{font-weight:500;max-width:260px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.daodask-store .ds-number{text-align:right;white-space:nowrap}
-.daodask-store .ds-dtype,.daodask-store .ds-summary{color:var(--ds-dim)}
-.daodask-store .ds-dim,.daodask-store .ds-caption{color:var(--ds-dim)}
-.daodask-store .ds-column{display:grid;gap:0 10px;align-items:center;padding:1px 0;border-radius:4px;
- grid-template-columns:14px minmax(90px,160px) 64px minmax(120px,200px) 130px 1fr}
-.daodask-store div.ds-column::before{content:""}
-.daodask-store .ds-column:hover{background:var(--ds-hover)}
-.daodask-store .ds-column>span{min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.daodask-store .ds-strip,.daodask-store .ds-bar{display:flex;gap:1px;height:9px;border-radius:2px;overflow:hidden}
-.daodask-store .ds-strip i,.daodask-store .ds-bar i{display:block;height:100%;box-sizing:border-box;min-width:1px}
-.daodask-store .ds-bar{width:110px}
-.daodask-store .ds-bar i{background:var(--ds-v1);border-radius:2px}
-.daodask-store .ds-v0{background:var(--ds-v0)}
-.daodask-store .ds-v1{background:var(--ds-v1)}
-.daodask-store .ds-v2{background:var(--ds-v2)}
-.daodask-store .ds-v3{background:var(--ds-v3)}
-.daodask-store .ds-v4{background:var(--ds-v4)}
-.daodask-store .ds-others{background:var(--ds-others)}
-.daodask-store .ds-missing{border:1px solid var(--ds-dim)}
-.daodask-store .ds-uncounted{background:repeating-linear-gradient(135deg,var(--ds-dim) 0 1px,transparent 1px 4px)}
-.daodask-store .ds-bars{display:grid;gap:0 10px;align-items:center;padding:1px 0 6px 24px;
- grid-template-columns:minmax(90px,234px) 220px max-content max-content}
-.daodask-store .ds-bars .ds-bar{width:220px}
-.daodask-store .ds-label{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.daodask-store .ds-other{color:var(--ds-dim);font-style:italic}
-.daodask-store .ds-other+.ds-bar i{background:var(--ds-others)}
-"""
-)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from daodask._format import list_some, plural
+from daodask._format import human_count, human_date, list_some, plural
 from daodask._version import __version__
 from daodask.errors import FeatureSpaceError, FormatError, FormatVersionError, SelectionError, StateError
 from daodask.format.manifest import DatasetInfo
@@ -142,6 +142,19 @@ class SavedSelection:
         counts = np.zeros(len(self.datasets), np.int64)
         np.add.at(counts, self.runs[:, 0], self.runs[:, 2])
         return {d.id: int(n) for d, n in zip(self.datasets, counts, strict=True) if n}
+
+    def _repr_html_(self) -> str:
+        from daodask._html import card, selected_section
+
+        sizes = {d.id: d.n_obs for d in self.datasets}
+        facts = {
+            "Of": f"snapshot {self.snapshot}",
+            "Genes": f"{'all' if self.genes is None else human_count(len(self.genes))} of {self.features}",
+            "Written": f"{human_date(self.created)} · {self.written_by}",
+        }
+        body = selected_section({name: (n, sizes[name]) for name, n in self.cells.items()}, len(self.datasets))
+        kind, title = "daodask.SavedSelection", plural(self.n_obs, "cell", sum(sizes.values()))
+        return card(kind, title, repr(self), body, url=self.store, facts=facts)
 
     def __repr__(self) -> str:
         genes = "all genes" if self.genes is None else plural(len(self.genes), "gene")

@@ -10,10 +10,15 @@ from itertools import pairwise
 
 import numpy as np
 
+from daodask._format import list_some, of_total, one_line, plural, shorten
 from daodask.errors import SelectionError
 from daodask.types import AnyArray, BoolArray, Int64Array
 
 __all__ = ["BlockRows", "Part", "Selection"]
+
+#: Datasets that are named in a text, and the length of a name.
+_SHOWN = 8
+_NAME_WIDTH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +97,7 @@ class BlockRows:
         return self.stop - self.start if self.rows is None else len(self.rows)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """Rows of the datasets of one feature space, in store order, and genes in the order asked for.
 
@@ -116,6 +121,27 @@ class Selection:
     def __reduce__(self) -> tuple[type[Selection], tuple[object, ...]]:
         # What is cached stays here: it can be made again, and may be a row number per cell.
         return Selection, (self.parts, self.n_stored_vars, self.genes)
+
+    def __repr__(self) -> str:
+        some = [p for p in self.parts if p.n_obs]
+        named = (f"{shorten(p.dataset, _NAME_WIDTH)} ({of_total(p.n_obs, p.n_stored)})" for p in some)
+        return (
+            f"<daodask.Selection> {' x '.join(self._shape)}\n"
+            f"  datasets  {': '.join(filter(None, (of_total(len(some), len(self.parts)), list_some(named, _SHOWN))))}"
+        )
+
+    @property
+    def _shape(self) -> tuple[str, str]:
+        n_stored = sum(part.n_stored for part in self.parts)
+        return plural(self.n_obs, "cell", n_stored), plural(self.n_vars, "gene", self.n_stored_vars)
+
+    def _repr_html_(self) -> str:
+        from daodask._html import card, selected_section
+
+        cells = {one_line(p.dataset): (p.n_obs, p.n_stored) for p in self.parts if p.n_obs}
+        body = selected_section(cells, len(self.parts))
+        facts = {"Blocks": plural(len(self.blocks()), "block")}
+        return card("daodask.Selection", " × ".join(self._shape), repr(self), body, facts=facts)
 
     @cached_property
     def bounds(self) -> Int64Array:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -14,28 +16,32 @@ import numpy as np
 import pandas as pd
 
 from daodask.blocks import BlockAddress, empty_obs, read_obs, read_var
-from daodask.convert import compute_matrices, to_anndata
+from daodask.convert import compute_matrices, to_anndata, to_xarray
+from daodask.drawing import sample, split
 from daodask.errors import FeatureSpaceError, SelectionError, UnknownNameError, suggest
 from daodask.format.features import FeatureSpace
-from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, ObsColumn, Snapshot
+from daodask.format.manifest import DatasetInfo, FeatureSpaceInfo, ObsColumn, Snapshot
 from daodask.format.spec import OBS_NAMES, VAR_MEASURED, feature_path, served_dtype
-from daodask.predicates import All, IsIn, Not, Predicate, is_in, parse_query
+from daodask.saved_selection import Changed, SavedSelection, read_selection
 from daodask.selection import Part, Selection
 from daodask.snapshots import read_snapshot
 from daodask.storage import StoreLocation
-from daodask.types import BoolArray, Int64Array
+from daodask.subsetting import PLAN_THREADS, CellFunction, Missing, Rows, narrow, row_positions
+from daodask.types import Int64Array
 
 if TYPE_CHECKING:
     import anndata
     import dask.array as da
     import dask.dataframe as dd
+    import xarray as xr
+    from distributed import Client
+
+    from daodask._held import Held
+    from daodask.plot import Plots
 
 __all__ = ["Store", "open_store"]
 
 V = TypeVar("V")
-
-#: Threads that read obs columns to plan a subset; the reads wait for storage more than they compute.
-_PLAN_THREADS = 8
 
 
 def open_store(
@@ -56,7 +62,7 @@ def open_store(
     snapshot
         Number of the snapshot; the newest by default.
     options
-        fsspec options. Leave credentials to the environment, as these options travel to workers.
+        fsspec options. Credentials are refused, as these travel to workers: leave them to the environment.
 
     Raises
     ------
@@ -117,15 +123,21 @@ class Store:
         The feature space that was opened.
     selection
         Rows and genes that this store shows.
+    held
+        Blocks that are in memory, see :meth:`persist`.
     """
 
     location: StoreLocation
     snapshot: Snapshot
     feature_space: FeatureSpaceInfo
     selection: Selection
+    held: Held | None = None
+
+    # Or numpy would take a store for a sequence of cells in `store & mask`.
+    __array_ufunc__ = None
 
     def __reduce__(self) -> tuple[type[Store], tuple[object, ...]]:
-        # What is cached stays here: it can be read again, and is larger than all of this.
+        # What is cached or in memory stays here: it can be read again, and is larger than all of this.
         return Store, (self.location, self.snapshot, self.feature_space, self.selection)
 
     # -- shape and description: from the snapshot ------------------------------------------------------------------
@@ -223,10 +235,10 @@ class Store:
     def blocks(self) -> tuple[BlockAddress, ...]:
         """Where the blocks of the selection are: the unit of a dask chunk, an obs partition and a task."""
         parts, infos = self.selection.parts, self.dataset_infos
+        # One a dataset, that its blocks share: there are many of them.
+        where = [self.location / info.path for info in infos]
         return tuple(
-            BlockAddress(
-                self.location / infos[b.part].path, infos[b.part].id, parts[b.part].offset, b.start, b.stop, b.rows
-            )
+            BlockAddress(where[b.part], infos[b.part].id, parts[b.part].offset, b.start, b.stop, b.rows)
             for b in self.selection.blocks()
         )
 
@@ -234,6 +246,9 @@ class Store:
     def X(self) -> da.Array:
         """Counts (or what the datasets' kind says) as a dask array of CSR blocks, ``(n_obs, n_vars)`` (lazy).
 
+        Dask's own reductions and products work on it, and give dense arrays: ``X.sum(axis=0)``, ``X.var(axis=1)``,
+        ``(X > 0).sum(axis=1)``, ``X @ W``. A block is a :class:`~daodask.sparse.CSRBlock`, which is a ``csr_matrix``:
+        take single rows and columns by ranges, ``X[3:4]``, as scipy's matrices have two dimensions always.
         Values are float32, or float64 where float32 would round a stored value.
         """
         return self._matrix("X")
@@ -258,6 +273,9 @@ class Store:
         """
         from daodask._graphs import lazy_obs
 
+        held = None if self.held is None else self.held.frame(self.selection, self.empty_obs)
+        if held is not None:
+            return held
         return lazy_obs(self.blocks, self.obs_schema, self.dataset_ids)
 
     @property
@@ -304,7 +322,7 @@ class Store:
         A zero of a gene that a study did not measure is no observation: leave such genes out of means over studies.
         """
         infos = [self.snapshot.dataset[i] for i in self.selection.datasets]
-        with ThreadPoolExecutor(_PLAN_THREADS) as threads:
+        with ThreadPoolExecutor(PLAN_THREADS) as threads:
             frames = threads.map(lambda info: read_var(self.location / info.path)[VAR_MEASURED].to_numpy(), infos)
             masks = {info.id: mask for info, mask in zip(infos, frames, strict=True)}
         whole = pd.DataFrame(masks, index=self.features.var.index)
@@ -335,6 +353,9 @@ class Store:
         from daodask._graphs import lazy_matrix
 
         self._require_everywhere(name.removeprefix("layers/"), lambda info: name in info.matrix, "layer")
+        held = None if self.held is None else self.held.array(name, self.selection)
+        if held is not None:
+            return held
         return lazy_matrix(self.blocks, name, self.selection.genes, self.n_vars, self.served_dtype(name))
 
     def _obsm(self, name: str) -> da.Array:
@@ -347,6 +368,9 @@ class Store:
             raise SelectionError(
                 f"obsm array {name!r} has {widths} columns in different datasets; subset to alike ones"
             )
+        held = None if self.held is None else self.held.array(f"obsm/{name}", self.selection)
+        if held is not None:
+            return held
         return lazy_obsm(self.blocks, name, widths[0], np.result_type(*(m.dtype for m in found)).name)
 
     def _is_alike(self, obsm: str) -> bool:
@@ -363,7 +387,12 @@ class Store:
     # -- narrowing -------------------------------------------------------------------------------------------------
 
     def subset(
-        self, query: str | None = None, *, exclude: Mapping[str, object] | None = None, **equal: object
+        self,
+        *conditions: str | CellFunction | Rows | None,
+        exclude: Mapping[str, object] | None = None,
+        columns: Collection[str] | None = None,
+        missing: Missing = "error",
+        **equal: object,
     ) -> Store:
         """Narrow to the cells that meet every condition; nothing is copied or merged.
 
@@ -371,12 +400,21 @@ class Store:
 
         Parameters
         ----------
-        query
-            A condition on columns such as ``"n_counts > 500 and donor_id != 'D3'"``; parsed, never evaluated as code.
+        *conditions
+            Each is a query, a function, or rows. A query on columns, such as ``"n_counts > 500 and donor_id != 'D3'"``,
+            is parsed, never evaluated as code. A function is called with each partition of :attr:`obs` (of the cells
+            that all else leaves, one call at a time, in any order) and returns a boolean per cell. Rows are a mask over
+            the cells of this store or increasing positions among them, as in ``store[rows]``.
         exclude
-            Column to value or list of values that cells must not have. Cells of unknown value stay.
+            Column to what cells must not have, as in ``equal``. Cells of unknown value stay.
+        columns
+            What functions are handed; by default all columns, which are then all read.
+        missing
+            ``"ignore"``: a column or label that the store does not have is no error. No cell has a value in such a
+            column, and none has such a label: what asks for it is met by no cell, and what excludes it by each.
         **equal
-            Column to value or list of values that cells must have.
+            Column to what cells must have: a value, a list or tuple of values, or a range, which is
+            ``daodask.Between(low, high)``. A column that is called as a parameter is goes into a query.
 
         Returns
         -------
@@ -387,29 +425,173 @@ class Store:
         ------
         UnknownNameError
             There is no such column, or no cell of the whole store has such a label; the message suggests the nearest.
+        SelectionError
+            A condition says something that can't be meant, or a function returns something else than a mask.
+
+        Examples
+        --------
+        >>> store.subset(cell_type=["T cell", "NK cell"], exclude={"assay": "Smart-seq2"})  # doctest: +SKIP
+        >>> store.subset("donor_id == 'D1' or not passed", n_counts=daodask.Between(500, 2000))  # doctest: +SKIP
+        >>> store.subset(lambda obs: obs["score"].isna(), columns=["score"])  # doctest: +SKIP
         """
-        conditions: list[Predicate] = [is_in(column, value) for column, value in equal.items()]
-        conditions += [Not(is_in(column, value)) for column, value in (exclude or {}).items()]
-        if query is not None:
-            conditions.append(parse_query(query))
-        return self._where(All(tuple(conditions)))
+        chosen = narrow(self, conditions, equal, exclude or {}, columns=columns, missing=missing)
+        return replace(self, selection=chosen)
 
-    def _where(self, condition: Predicate) -> Store:
-        self._require_columns(condition.columns)
-        self._require_labels(condition)
-        numbers = [n for n, part in enumerate(self.selection.parts) if part.n_obs]
-        with ThreadPoolExecutor(_PLAN_THREADS) as threads:
-            decided = dict(zip(numbers, threads.map(lambda n: self._part_mask(n, condition), numbers), strict=True))
-        masks = tuple(decided.get(n, True) for n in range(len(self.selection.parts)))
-        return replace(self, selection=self.selection.with_part_masks(masks))
+    def isel(self, obs: object = None, var: object = None) -> Store:
+        """Cells and genes by position, as xarray has it.
 
-    def _part_mask(self, number: int, condition: Predicate) -> BoolArray | bool:
-        info = self.dataset_infos[number]
-        summaries = {**info.column, **{summary.name: summary for summary in _own_summaries(info)}}
-        decided = condition.prune(summaries)
-        if decided is not None:
-            return decided
-        return condition.evaluate(self.read_part_obs(number, sorted(condition.columns)))
+        Parameters
+        ----------
+        obs
+            A slice, a mask over the cells of this store, or increasing positions; all by default.
+        var
+            A slice, a mask, or positions in any order; all by default.
+        """
+        if isinstance(var, str) or (isinstance(var, Iterable) and any(isinstance(v, str) for v in var)):
+            raise SelectionError(f"isel takes positions, got the names {var!r}; use store[:, names]")
+        every = slice(None)
+        return self[every if obs is None else obs, every if var is None else var]
+
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        frac: float | None = None,
+        by: str | Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> Store:
+        """Cells drawn at random without replacement, in store order; reads the columns ``by`` alone (computes).
+
+        Parameters
+        ----------
+        n, frac
+            How many cells, or which share of them: exactly so many; of a share, the nearest number, and a half is one.
+        by
+            An obs column, or several. Of the cells of each label as many are drawn as is their share of all, by largest
+            remainders: the numbers of all labels are within one cell of proportion. Cells without a label are a label
+            of their own.
+        seed
+            Whether a cell is drawn before another depends on this, on its dataset's id and on its row there alone. So
+            a larger sample contains a smaller one, where ``by`` is not given.
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such column.
+        SelectionError
+            More cells are asked for than there are, or not just one of ``n`` and ``frac``.
+        """
+        return replace(self, selection=sample(self, n, frac, by, seed))
+
+    def split(
+        self, fractions: Mapping[str, float], *, by: str | Sequence[str] | None = None, seed: int = 0
+    ) -> dict[str, Store]:
+        """Disjoint parts that are the whole together, such as for training and validation.
+
+        Reads the columns ``by`` alone (computes).
+
+        Parameters
+        ----------
+        fractions
+            Name of each part to its share of the cells; shares add up to 1.
+        by
+            An obs column, or several: cells of the same labels, such as those of a donor, go to the same part. Cells
+            without a label go together, too, as they may be anyone's. Labels mean the same in all studies; where
+            donors of two studies only share a number, split by ``["dataset", "donor_id"]``.
+        seed
+            The same seed, the same parts, on any machine and with any version of numpy.
+
+        Returns
+        -------
+        dict
+            A store per part, by name. Without ``by`` their numbers of cells are exact (largest remainders). With it the
+            groups come in random order, each goes to the part that lacks most cells, and a part exceeds its share by
+            less than the largest group, unless it has just one.
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such column.
+        SelectionError
+            The shares are none, or there are fewer groups (or cells) than parts.
+
+        Examples
+        --------
+        >>> parts = store.split({"train": 0.8, "val": 0.2}, by="donor_id")  # doctest: +SKIP
+        >>> loader = daodask.BatchLoader(parts["train"])  # doctest: +SKIP
+        """
+        found = split(self, fractions, by, seed)
+        return {name: replace(self, selection=selection) for name, selection in found.items()}
+
+    def save_selection(self, url: str | os.PathLike[str], *, options: Mapping[str, Any] | None = None) -> None:
+        """Write which cells and genes these are into a small parquet file; what is there is replaced (computes).
+
+        The file has the store's URL, snapshot and genes, the checksum of each dataset, and runs of rows: about a byte
+        for a cell that stands alone, and next to none for a dataset that is selected as a whole.
+
+        Parameters
+        ----------
+        url
+            A local path or any fsspec URL.
+        options
+            fsspec options.
+        """
+        StoreLocation.parse(url, options).write(SavedSelection.of(self).to_parquet())
+
+    def load_selection(
+        self, url: str | os.PathLike[str], *, changed: Changed = "error", options: Mapping[str, Any] | None = None
+    ) -> Store:
+        """The cells and genes of a saved selection, whatever is selected here; reads the file (computes).
+
+        Cells are found by dataset and row, and datasets by id and content: the store may have moved, or have got other
+        row numbers.
+
+        Parameters
+        ----------
+        url
+            What :meth:`save_selection` wrote.
+        changed
+            What to do where the datasets are not those that the store had then. ``"error"`` says which are gone, were
+            replaced or added. ``"keep"`` selects the cells of those that are as they were;
+            ``daodask.read_selection(url).changes(store)`` then says which are not.
+        options
+            fsspec options.
+
+        Raises
+        ------
+        StateError
+            Datasets were removed, replaced or added since.
+        FeatureSpaceError
+            It is a selection of other genes.
+        FormatError
+            The file is no selection, or a damaged one.
+        StoreNotFoundError
+            There is no such file.
+        """
+        return replace(self, selection=read_selection(url, options=options).apply(self, changed=changed))
+
+    def __and__(self, other: Store) -> Store:
+        """The cells of both."""
+        return self._combined(other, operator.and_)
+
+    def __or__(self, other: Store) -> Store:
+        """The cells of either."""
+        return self._combined(other, operator.or_)
+
+    def __invert__(self) -> Store:
+        """All other cells of the store that was opened, whatever was selected before; the same genes."""
+        return replace(self, selection=~self.selection)
+
+    def _combined(self, other: Store, combine: Callable[[Selection, Selection], Selection]) -> Store:
+        if not isinstance(other, Store):
+            return NotImplemented
+        ours, theirs = ((s.location.url, f"snapshot {s.snapshot.number}", s.feature_space.name) for s in (self, other))
+        if ours != theirs:
+            raise SelectionError(
+                f"expected two subsets of one store, got {', '.join(ours)} and {', '.join(theirs)}; "
+                f"open the store once, and narrow that one in different ways"
+            )
+        return replace(self, selection=combine(self.selection, other.selection))
 
     def read_part_obs(self, number: int, columns: list[str]) -> pd.DataFrame:
         """Obs columns of the selected cells of the part of that number (computes)."""
@@ -422,31 +604,19 @@ class Store:
             if column not in self.obs_columns:
                 raise UnknownNameError(f"obs has no column {column!r}; {suggest(column, self.obs_columns)}")
 
-    def _require_labels(self, condition: Predicate) -> None:
-        known = {c.name: c.categories for c in self.obs_schema if c.dtype == "category"}
-        known["dataset"] = self.dataset_ids
-        for leaf in _leaves(condition):
-            if not leaf.strict and leaf.column in known and not set(leaf.values) & set(known[leaf.column]):
-                hint = suggest("", known[leaf.column])
-                raise UnknownNameError(
-                    f"no cell of the store has one of these {len(leaf.values)} {leaf.column}; {hint}"
-                )
-            for value in leaf.values if leaf.strict and leaf.column in known else ():
-                if value not in known[leaf.column]:
-                    raise UnknownNameError(
-                        f"no cell of the store has {leaf.column} = {value!r}; {suggest(value, known[leaf.column])}"
-                    )
-
     def __getitem__(self, key: object) -> Store:
         """Slice cells, or cells and genes: ``store[:1000]``, ``store[mask]``, ``store[:, ["CD3E", "CD8A"]]``.
 
         Cells are given by a slice, a mask or increasing row positions, and stay in store order; genes by id, unique
         symbol, slice, mask or position, in the order given.
+
+        Cells that are not selected cost nothing. Genes do: matrices are stored by cells, so one gene is read and
+        decoded with all others of these cells, and only takes less memory. Ask for all genes of interest at once.
         """
         rows, genes = key if isinstance(key, tuple) and len(key) == 2 else (key, slice(None))
         selection = self.selection
         if not _is_all(rows):
-            selection = selection.take(_row_positions(rows, self.n_obs))
+            selection = selection.take(row_positions(rows, selection))
         if not _is_all(genes):
             selection = selection.take_genes(self._gene_positions(genes))
         return replace(self, selection=selection)
@@ -467,6 +637,44 @@ class Store:
         ):
             raise SelectionError(f"expected gene names, a mask, or positions below {self.n_vars}; got {listed[:5]!r}")
         return np.where(positions < 0, positions + self.n_vars, positions).astype(np.int64)
+
+    # -- keeping in memory -----------------------------------------------------------------------------------------
+
+    def persist(self, *, layers: Sequence[str] = (), obsm: Sequence[str] = (), client: Client | None = None) -> Store:
+        """Keep X and obs in memory: that of a Dask cluster, or of this process (computes).
+
+        On a cluster this returns at once, and blocks are read meanwhile. What is made of the store that is returned,
+        and of subsets of it, takes blocks from there: ``X``, ``obs``, and so :meth:`to_anndata` and :meth:`to_xarray`.
+        It is let go with the last of them. ``BatchLoader`` and the functions of daodask such as ``pseudobulk`` read the
+        store itself, as they need no block as a whole; cells or genes that are not in memory are read, too.
+
+        Parameters
+        ----------
+        layers, obsm
+            What else is kept, by name.
+        client
+            The cluster's client; by default where dask computes, which is this process or the client made last.
+
+        Returns
+        -------
+        Store
+            Of the same cells and genes. A copy that is pickled reads the store again.
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such layer or obsm array.
+
+        Examples
+        --------
+        >>> cells = store.subset(tissue="blood")[:, markers].persist(client=client)  # doctest: +SKIP
+        """
+        from daodask._held import hold
+
+        arrays = {"X": self.X}
+        arrays |= {f"layers/{name}": self.layers[name] for name in layers}
+        arrays |= {f"obsm/{name}": self.obsm[name] for name in obsm}
+        return replace(self, held=hold(self.selection, arrays, self.obs, client))
 
     # -- taking out ------------------------------------------------------------------------------------------------
 
@@ -496,24 +704,69 @@ class Store:
         pieces: Mapping[str, Any] = arrays if lazy else compute_matrices(arrays)
         return to_anndata(
             X=pieces["X"],
-            obs=self._load_obs(),
+            obs=self._load_obs(self.obs_columns),
             var=self.var,
             layers={n: pieces[f"layers/{n}"] for n in layers},
             obsm={n: pieces[f"obsm/{n}"] for n in obsm},
             uns={"datasets": self.uns},
         )
 
+    def to_xarray(self, *, obs: Sequence[str] | None = None, dense: bool = False) -> xr.Dataset:
+        """The selected cells and genes as an xarray Dataset, of which matrices are lazy (computes the columns of obs).
+
+        Parameters
+        ----------
+        obs
+            Columns that become coordinates; all by default.
+        dense
+            Hand out X and layers in dense blocks, with which everything works that xarray has, in as much memory as
+            that takes: 4 bytes for each gene of each of a block's cells. By default blocks are CSR, which can be
+            selected, grouped by and summed, and most functions of each value are refused.
+
+        Returns
+        -------
+        Dataset
+            ``X`` and each layer by its name, ``(obs, var)``; arrays of obsm by theirs, ``(obs, <name>_dim)``; in
+            ``attrs["datasets"]`` the facts of each dataset. ``obs`` are row numbers in the store, ``var`` ids of genes;
+            columns of obs and of var (``symbol``) are coordinates of these. Labels are objects, missing ones None or,
+            with pandas 3, NaN; numbers that may be missing are floats. What has a name that is taken gets ``layer_``,
+            ``obsm_``, ``obs_`` or ``var_`` before it.
+
+        Examples
+        --------
+        >>> cells = store.to_xarray(obs=["cell_type"])  # doctest: +SKIP
+        >>> cells["X"].groupby("cell_type").mean().compute()  # doctest: +SKIP
+        >>> cells.set_xindex("symbol").sel(symbol=["CD3E", "CD8A"])  # doctest: +SKIP
+        """
+        columns = list(self.obs_columns if obs is None else obs)
+        self._require_columns(columns)
+        return to_xarray(
+            X=self.X,
+            obs=self._load_obs(columns),
+            var=self.var,
+            layers={n: self.layers[n] for n in self.layers if self._is_everywhere(f"layers/{n}")},
+            obsm={n: self.obsm[n] for n in self.obsm if self._is_alike(n)},
+            uns={"datasets": self.uns},
+            dense=dense,
+        )
+
     def _is_everywhere(self, matrix: str) -> bool:
         return all(matrix in info.matrix for info in self._selected_infos)
 
-    def _load_obs(self) -> pd.DataFrame:
-        numbers = [n for n, part in enumerate(self.selection.parts) if part.n_obs]
-        columns = list(self.obs_columns)
-        with ThreadPoolExecutor(_PLAN_THREADS) as threads:
+    def _load_obs(self, columns: Iterable[str]) -> pd.DataFrame:
+        numbers, columns = [n for n, part in enumerate(self.selection.parts) if part.n_obs], list(columns)
+        with ThreadPoolExecutor(PLAN_THREADS) as threads:
             frames = list(threads.map(lambda n: self.read_part_obs(n, columns), numbers))
-        return pd.concat(frames) if frames else empty_obs(self.obs_schema, self.dataset_ids)
+        return pd.concat(frames) if frames else self.empty_obs[columns]
 
     # -- looking ---------------------------------------------------------------------------------------------------
+
+    @property
+    def plot(self) -> Plots:
+        """Pictures of the selected cells: ``composition``, ``depth`` and ``genes``; of the extra ``plot``."""
+        # Pictures are made of analyses, which are made of stores: no import can say so from here.
+        found: Plots = importlib.import_module("daodask.plot").Plots(self)
+        return found
 
     def __repr__(self) -> str:
         from daodask._repr import store_text
@@ -549,32 +802,5 @@ class _Lazy(Mapping[str, V], Generic[V]):
         return f"{self.what}s: {', '.join(self.names) or 'none'}"
 
 
-def _own_summaries(info: DatasetInfo) -> tuple[ColumnSummary, ...]:
-    """Summaries of the columns that every store has by itself."""
-    return ColumnSummary("dataset", "category", 0, (info.id,), (info.n_obs,)), ColumnSummary(OBS_NAMES, "string")
-
-
-def _leaves(condition: Any) -> Iterator[IsIn]:
-    if isinstance(condition, IsIn):
-        yield condition
-    inner = getattr(condition, "inner", ())
-    for child in inner if isinstance(inner, tuple) else (inner,):
-        yield from _leaves(child)
-
-
 def _is_all(key: object) -> bool:
     return key is Ellipsis or (isinstance(key, slice) and key == slice(None))
-
-
-def _row_positions(rows: object, n_obs: int) -> Int64Array | BoolArray:
-    if isinstance(rows, slice):
-        if (rows.step or 1) < 0:
-            raise SelectionError(f"rows stay in store order: expected a slice with a positive step, got {rows}")
-        return np.arange(n_obs, dtype=np.int64)[rows]
-    if isinstance(rows, int | np.integer):
-        return np.array([rows], dtype=np.int64)
-    if isinstance(rows, str):
-        raise SelectionError(
-            f"expected rows as slice, mask or positions, got {rows!r}; use subset() for labels, [:, genes] for genes"
-        )
-    return np.asarray(rows)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import daodask
 from daodask._format import (
     human_bytes,
     human_date,
@@ -24,7 +25,13 @@ from daodask._format import (
     public_url,
     shorten,
 )
+from daodask._html import Column, table
 from daodask._repr import column_summary_lines, store_html, store_text
+from daodask.batches.plan import LoaderPlan, Mixing
+from daodask.batches.schedule import Grouped
+from daodask.build.plan import BuildPlan
+from daodask.build.report import BuildReport, StudyReport
+from daodask.errors import SpecError
 from daodask.format.manifest import (
     ColumnSummary,
     DatasetInfo,
@@ -34,9 +41,11 @@ from daodask.format.manifest import (
     Snapshot,
     merge_schema,
 )
+from daodask.saved_selection import SavedSelection
 from daodask.selection import Part, Selection
 from daodask.storage import StoreLocation
 from daodask.store import Store
+from daodask.testing import coordinate_adata
 
 HOSTILE = '<script>alert("1")</script>'
 
@@ -151,8 +160,18 @@ def test_text_that_would_move_the_cursor_or_turn_around_is_spelled_out() -> None
 )
 def test_secrets_in_a_url_are_not_shown(url: str, text: str) -> None:
     assert public_url(url) == text
-    assert f"url       {text}\n" in store_text(store_of(url=url))
-    assert f'<div class="ds-url">{text}</div>' in store_html(store_of(url=url))
+    store = store_of()
+    # A location with a secret is refused when it is made; a repr would not show it if one came by some other way.
+    object.__setattr__(store.location, "url", url)
+    assert f"url       {text}\n" in store_text(store)
+    assert f'<div class="ds-url">{text}</div>' in store_html(store)
+
+
+@pytest.mark.parametrize("url", ["ftp://anna:secret@host/atlas", "https://host/atlas?X-Amz-Signature=secret"])
+def test_a_location_has_no_secret_to_show(url: str) -> None:
+    with pytest.raises(SpecError, match="expected no credentials") as caught:
+        store_of(url=url)
+    assert "secret" not in str(caught.value)
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -401,7 +420,7 @@ def test_style_is_scoped() -> None:
     flat = css.replace("@media (prefers-color-scheme:dark){", "").replace("}}", "}")
     selectors = [s.strip() for rule in re.findall(r"([^{}]+)\{", flat) for s in rule.split(",")]
     assert len(selectors) > 50
-    assert [s for s in selectors if ".daodask-store" not in s] == []
+    assert [s for s in selectors if ".daodask-repr" not in s] == []
     assert css.count("{") == css.count("}")
 
 
@@ -425,6 +444,108 @@ def test_picture_shows_blocks_and_datasets() -> None:
     ]
 
 
+# -- other cards -------------------------------------------------------------------------------------------------------
+
+
+def loader_plan() -> LoaderPlan:
+    shares = (Mixing("dataset", 1.5, 2.0), Mixing("cell_type", 0.0, 0.0))
+    return LoaderPlan("Shuffled()", 3000, 10, 3, 2**20, 2, 2**30, 12.0, 3 * 2**20, shares)
+
+
+def build_report() -> BuildReport:
+    studies = (
+        StudyReport("blood", "built", "", 2500, 19_000, counts_total=200.0, counts_kept=150.0, nbytes=2**20),
+        StudyReport("lung", "refused", f"expected counts, got {HOSTILE}"),
+        StudyReport(HOSTILE, "unchanged", "", 500, 18_000),
+    )
+    return BuildReport("gs://bucket/atlas", 3, True, studies, 75.0, genes={"human": 20_000})
+
+
+def build_plan(folder: Path) -> BuildPlan:
+    good = coordinate_adata(40, 8)
+    spec = {
+        "features": {"name": "genes", "reference": [f"gene{j}" for j in range(10)]},
+        "studies": [{"id": "one", "source": good}, {"id": "two", "source": coordinate_adata(80, 8)}],
+    }
+    return daodask.plan_build(spec, folder / "store")
+
+
+def test_a_selection_as_text_and_card() -> None:
+    selection = two_studies()[1000:2400, np.arange(30)].selection
+    assert repr(selection) == (
+        "<daodask.Selection> 1,400 of 3,000 cells x 30 of 20,000 genes\n  datasets  1 of 2: blood (1,400 of 2,500)"
+    )
+    html = selection._repr_html_()
+    assert "<b>1,400 of 3,000 cells × 30 of 20,000 genes</b>" in html
+    assert (
+        '<td class="ds-name">blood</td><td class="ds-number">1,400 of 2,500</td><td><div class="ds-bar">'
+        '<i style="width:56%"></i></div></td><td class="ds-tail">56%</td>'
+    ) in html
+    assert "<dt>Blocks</dt><dd>2 blocks</dd>" in html
+    check_html(html)
+    assert repr(two_studies()[:0].selection).endswith("\n  datasets  0 of 2")
+    check_html(two_studies()[:0].selection._repr_html_())
+
+
+def test_a_saved_selection_as_card() -> None:
+    saved = SavedSelection.of(two_studies()[[1, 2, 2600]])
+    html = saved._repr_html_()
+    assert "<b>3 of 3,000 cells</b>" in html
+    assert '<div class="ds-url">gs://bucket/atlas</div>' in html
+    assert "<dt>Of</dt><dd>snapshot 3</dd><dt>Genes</dt><dd>all of human</dd>" in html
+    assert '<td class="ds-name">lung</td><td class="ds-number">1 of 500</td>' in html
+    check_html(html)
+
+
+def test_a_loader_and_its_plan_as_cards() -> None:
+    loader = daodask.BatchLoader(two_studies(), 100, obs=["cell_type"], seed=7, rank=1, world_size=2, memory="64MiB")
+    html = loader._repr_html_()
+    assert "<b>15 batches of 100 cells</b>" in html
+    assert f"<dt>Schedule</dt><dd>{loader.schedule}, seed 7, rank 1 of 2</dd>" in html
+    assert "<dt>X</dt><dd>X as float32 CSR</dd><dt>obs</dt><dd>cell_type</dd>" in html
+    assert "<dt>Memory</dt><dd>a budget of 64 MiB</dd><dt>Next</dt><dd>epoch 0, after 0 batches</dd>" in html
+    check_html(html)
+    by_label = daodask.BatchLoader(two_studies(), 100, schedule=Grouped(by="cell_type"))
+    assert "<b>batches of 100 cells</b>" in by_label._repr_html_()
+    plan = loader_plan()._repr_html_()
+    assert "<b>10 batches in 3 windows, 3,000 cells</b>" in plan
+    assert "<dt>Memory</dt><dd>1 MiB a window, 2 read ahead, budget 1 GiB</dd>" in plan
+    assert '<i style="width:75%"></i></div></td><td class="ds-tail">75.0% of the 2.00 of a random draw</td>' in plan
+    check_html(plan)
+
+
+def test_a_build_plan_as_card(tmp_path: Path) -> None:
+    plan = build_plan(tmp_path)
+    html = plan._repr_html_()
+    assert "<b>2 studies to build, 120 cells</b>" in html
+    assert f'<div class="ds-url">{tmp_path}/store</div>' in html
+    assert "<dt>Feature space</dt><dd>genes · 10 genes</dd>" in html
+    assert (
+        '<td class="ds-name">one</td><td><span class="ds-pill ds-good">build</span></td><td class="ds-number">40</td>'
+        '<td><div class="ds-bar"><i style="width:50%"></i></div></td><td class="ds-number">1</td>'
+        '<td class="ds-number">8 (100%)</td><td class="ds-number">2</td><td class="ds-number">0</td>'
+    ) in html
+    check_html(html)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_build_report_as_card() -> None:
+    html = build_report()._repr_html_()
+    assert "<b>2 studies in the store, 1 not</b>" in html
+    assert "<dt>Snapshot</dt><dd>3, committed</dd><dt>Cells</dt><dd>3,000</dd>" in html
+    assert '<td class="ds-number">75.00 %</td><td class="ds-number">1 MiB</td>' in html
+    assert '<span class="ds-pill ds-bad">refused</span>' in html
+    assert html.count("&lt;script&gt;") == html.count("script") / 2
+    check_html(html)
+
+
+def test_a_table_ends_with_where_the_rest_is() -> None:
+    html = table([Column("name", "ds-name")], [["a"], ["b\n"], ["c"]], 2, "store.datasets")
+    assert html.endswith(
+        '<td class="ds-name">b\\n</td></tr></tbody></table><div class="ds-note">… 1 more: see store.datasets</div>'
+    )
+
+
 # -- nothing is touched ------------------------------------------------------------------------------------------------
 
 
@@ -437,6 +558,9 @@ def test_no_storage_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(Store, name, property(refuse))
     whole = store_of(dataset("one", 2500, [labels("cell_type", {"T cell": 2500})]), url=str(tmp_path / "nowhere"))
     for store in (whole, whole[::3, np.arange(5)]):
+        for thing in (store.selection, SavedSelection.of(store), daodask.BatchLoader(store, 100)):
+            assert f"{store.n_obs:,} " in repr(thing)
+            assert f"{store.n_obs:,} " in thing._repr_html_()
         assert f"{store.n_obs:,}" in store_text(store)
         assert f"{store.n_obs:,}" in store_html(store)
         assert column_summary_lines(store)
@@ -498,3 +622,25 @@ def test_a_browser_draws_it(page: str, flags: tuple[str, ...], ground: tuple[int
     # The plain text for pages without styles is hidden, and bars and picture have their colour.
     teal = (pixels[..., 2] - pixels[..., 0] > 60).sum()
     assert teal > 2000
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
+@pytest.mark.parametrize(("flags", "ground"), [((), LIGHT), (("--blink-settings=preferredColorScheme=0",), DARK)])
+def test_a_browser_draws_the_other_cards(flags: tuple[str, ...], ground: tuple[int, int], tmp_path: Path) -> None:
+    store = two_studies()
+    things = (
+        store[1000:2400].selection,
+        SavedSelection.of(store[[1, 2, 2600]]),
+        daodask.BatchLoader(store, 100, obs=["cell_type"]),
+        loader_plan(),
+        build_plan(tmp_path),
+        build_report(),
+    )
+    body = "".join(f"<div style='margin:0 0 12px'>{thing._repr_html_()}</div>" for thing in things)
+    pixels = screenshot(f"<!doctype html><meta charset=utf-8><html><body>{body}", tmp_path, *flags)
+    brightness = pixels.mean(axis=2)[:, 10:990]
+    assert ground[0] <= pixels[20, 12].mean() < ground[1]
+    assert ground[0] <= np.median(brightness[:900]) < ground[1]
+    assert 0.01 < (abs(brightness[:900] - np.median(brightness[:900])) > 20).mean() < 0.5, "neither blank nor full"
+    # Bars of selections, of mixing, of the plan's and the report's studies.
+    assert (pixels[..., 2] - pixels[..., 0] > 60).sum() > 2000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daodask._format import human_bytes
+from daodask._format import human_bytes, plural
 from daodask.batches.schedule import Labels, Window
 from daodask.types import AnyArray
 
@@ -109,6 +109,28 @@ class LoaderPlan:
     def _memory_line(self) -> str:
         window, budget = human_bytes(self.window_bytes), human_bytes(self.memory)
         return f"  memory    {window} a window, {self.read_ahead} read ahead, budget {budget}"
+
+    def _repr_html_(self) -> str:
+        from daodask._html import Column, bar, card, section, table
+
+        facts = {
+            "Schedule": str(self.schedule),
+            "Memory": self._memory_line().split(maxsplit=1)[1],
+            "Reads": f"about {human_bytes(self.read_bytes)}, {self.runs:,.0f} runs of rows a window",
+        }
+        columns = (Column("column", "ds-name"), Column("bits a batch", "ds-number"), Column(""), Column("", "ds-tail"))
+        rows = (
+            (
+                m.column,
+                f"{m.entropy:.2f}",
+                bar(m.share, 1),
+                f"{m.share:.1%} of the {m.independent:.2f} of a random draw",
+            )
+            for m in self.mixing
+        )
+        mixing = section("Mixing", plural(len(self.mixing), "column"), table(columns, rows, len(self.mixing), ""))
+        title = f"{self.n_batches:,} batches in {self.n_windows:,} windows, {self.n_obs:,} cells"
+        return card("daodask.LoaderPlan", title, repr(self), mixing, facts=facts)
 
     def __repr__(self) -> str:
         lines = [

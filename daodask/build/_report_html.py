@@ -18,6 +18,7 @@ from daodask._format import (
     public_url,
     shorten,
 )
+from daodask._html import Column, bar, card, pill, section, table
 from daodask._markup import Html, el
 from daodask.build.depth import Bins, Depth, bin_start, quantile
 from daodask.build.report import BuildReport, LabelCounts, StudyReport
@@ -90,24 +91,42 @@ def report_page(report: BuildReport) -> str:
     return f'<!DOCTYPE html>\n<html lang="en">{head}{body}</html>\n'
 
 
-def report_card(report: BuildReport) -> str:
+def report_card(report: BuildReport) -> Html:
     """What Jupyter shows: the headline and the table of studies."""
     page = _Page.of(report)
-    rows = [_card_row(s) for s in report.studies]
-    heads = ("study", "status", "cells", "genes matched", "counts kept", "reason")
-    table = el(
-        "table", el("thead", el("tr", *(el("th", h) for h in heads))), el("tbody", *rows), style="text-align:left"
+    largest = max((s.n_obs for s in page.good), default=0)
+    heads = (
+        Column("study", "ds-name"),
+        Column("status"),
+        Column("cells", "ds-number"),
+        Column(""),
+        Column("genes matched", "ds-number"),
+        Column("counts kept", "ds-number"),
+        Column("stored", "ds-number"),
+        Column("", "ds-tail"),
     )
-    more = el("div", "report.to_html() has the drawings", style="opacity:.7")
-    return el("div", el("p", el("b", page.report.headline())), table, more, class_="daodask-build")
+    rows = (_card_row(study, largest) for study in report.studies)
+    facts = {
+        "Snapshot": f"{report.snapshot or 'none'}, {'committed' if report.committed else 'nothing to commit'}",
+        "Cells": human_count(page.n_obs),
+        "Genes": ", ".join(f"{name} {human_count(n)}" for name, n in report.genes.items()),
+        "Stored": human_bytes(sum(s.nbytes for s in page.good)),
+        "Took": _seconds(report.seconds),
+        "Drawings": "report.to_html()",
+    }
+    title = f"{plural(len(page.good), 'study')} in the store" + (f", {len(page.bad)} not" if page.bad else "")
+    body = section("Studies", human_count(len(report.studies)), table(heads, rows, len(report.studies), ""))
+    return card("daodask.BuildReport", title, repr(report), body, url=report.url, facts=facts)
 
 
-def _card_row(study: StudyReport) -> Html:
-    numbers = ("", "", "")
+def _card_row(study: StudyReport, largest: int) -> tuple[str, ...]:
+    status = pill(study.status, "" if study.status == "unchanged" else "ds-good" if study.ok else "ds-bad")
+    numbers: tuple[str, ...] = ("", "", "", "", "")
     if study.ok:
-        numbers = (human_count(study.n_obs), human_count(study.genes_matched), _percent(study.kept_percent))
-    cells = (study.id, study.status, *numbers, shorten(study.reason, 200))
-    return el("tr", *(el("td", c, style="text-align:left") for c in cells))
+        genes, stored = human_count(study.genes_matched), human_bytes(study.nbytes)
+        kept = _percent(study.kept_percent)
+        numbers = (human_count(study.n_obs), bar(study.n_obs, largest), genes, kept, stored)
+    return (study.id, status, *numbers, shorten(study.reason, 200))
 
 
 # -- the top -------------------------------------------------------------------------------------------------------

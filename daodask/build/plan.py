@@ -204,6 +204,11 @@ class BuildPlan:
         lines += [f"\n{s.id}: {_ambiguous(s.recipe)}" for s in self.studies if s.recipe and _ambiguous(s.recipe)]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        from daodask.build._plan_html import plan_card
+
+        return plan_card(self)
+
 
 def _layout_line(layout: Layout) -> str:
     shards = f"shards of {layout.shard_bytes / 2**20:.0f} MiB"
