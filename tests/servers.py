@@ -80,7 +80,7 @@ class Servers:
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
-        self._ports = {"gcs": _Port(), "s3": _Port()}
+        self._ports = {kind: _Port() for kind in KINDS}
         self._running: dict[str, str] = {}
 
     @property
@@ -101,7 +101,7 @@ class Servers:
             It is not installed.
         """
         if kind not in self._running:
-            self._running[kind] = self._stack.enter_context(_STARTS[kind](self._ports.get(kind) or _Port()))
+            self._running[kind] = self._stack.enter_context(_STARTS[kind](self._ports[kind]))
         return self._running[kind]
 
     def close(self) -> None:

@@ -285,11 +285,12 @@ class Slow(Fault):
 
 def test_many_requests_are_under_way_at_once(behind: StoreLocation, proxy: Proxy) -> None:
     (behind / "a").write(bytes(10_000))
-    slow = Slow(0.2)
+    # Long enough that a busy machine has sent the last of them before the first is answered.
+    slow = Slow(1)
     proxy.faults[:] = [slow]
-    behind.read_ranges([("a", 20 * i, 20 * i + 10) for i in range(200)])
+    behind.read_ranges([("a", 20 * i, 20 * i + 10) for i in range(128)])
     # More than the ten connections that S3's client has by default, and no more than it should be.
-    assert 30 < slow.most <= 64
+    assert 10 < slow.most <= 64
 
 
 @pytest.mark.parametrize("kind", ["gcs"], indirect=True)
