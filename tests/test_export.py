@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from daodask.errors import SpecError, UnknownNameError
 from daodask.export import h5ad as h5ad_module
 from daodask.export import zarr as zarr_module
 from daodask.export.rows import cut
+from daodask.format.spec import Layout
 from daodask.testing import coordinate_adata, random_store
 from daodask.validate import validate_store
 
@@ -467,7 +469,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> daodask.Store:
 def test_memory_is_bounded_by_the_block(
     large: daodask.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    # A task holds one shard as it grows: here a small one in files and stores alike.
     monkeypatch.setattr("daodask.export.run._SHARD_BYTES", 2**18)
+    monkeypatch.setattr("daodask.export.run.Layout", partial(Layout, shard_bytes=2**18))
     target = tmp_path / f"out.{kind}"
     daodask.export_store(large[:400], tmp_path / f"warm.{kind}", format=kind, layers=[], block_rows=200)
     # Beside obs: its frame, and what writing it takes.
