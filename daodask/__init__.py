@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from daodask.build.report import BuildReport
     from daodask.build.run import build_store, plan_build
     from daodask.build.spec import load_spec
+    from daodask.caching import cache
     from daodask.errors import DaodaskError
     from daodask.export.run import ExportReport, export_store
     from daodask.history import StoreLog, read_log
@@ -62,6 +63,7 @@ __all__ = [
     "VacuumPlan",
     "__version__",
     "build_store",
+    "cache",
     "export_store",
     "group_means",
     "highly_variable_genes",
@@ -98,6 +100,7 @@ _HOMES: Final = {
     "StoreLog": "daodask.history",
     "VacuumPlan": "daodask.vacuum",
     "build_store": "daodask.build.run",
+    "cache": "daodask.caching",
     "export_store": "daodask.export.run",
     "group_means": "daodask.analysis.pseudobulk",
     "highly_variable_genes": "daodask.analysis.hvg",

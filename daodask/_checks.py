@@ -1,7 +1,8 @@
 """What workers do to validate a store: each check looks at one file, one block or one small piece of metadata.
 
 A check is a generator: it yields what is wrong and returns what the coordinator needs to compare with the snapshot.
-Nothing is cached from earlier reads, and no check holds more than a block's obs or a few million values of a matrix.
+Nothing is cached from earlier reads, and no check holds more than a block's obs, a few million values of a matrix, or a
+block of one by gene.
 They read with zarr-python and pyarrow themselves, and not with the readers that the rest of the package has: what those
 would overlook is found too.
 """
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from daodask._format import shorten
 from daodask.format.features import FeatureSpace
 from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, MatrixInfo, ObsmInfo, merge_schema
-from daodask.format.spec import CHECKSUMS, OBS_NAMES, VAR_MEASURED, feature_path
+from daodask.format.spec import BY_GENE, CHECKSUMS, OBS_NAMES, VAR_MEASURED, feature_path
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray, Int64Array, Label
 
@@ -36,6 +37,8 @@ __all__ = [
     "File",
     "Finding",
     "check_files",
+    "check_gene_block",
+    "check_genes",
     "check_listing",
     "check_matrix",
     "check_matrix_block",
@@ -51,6 +54,8 @@ __all__ = [
 #: Bytes hashed, and values of a matrix looked at, at a time.
 _HASH_BYTES: Final = 8 * 2**20
 _PIECE: Final = 2**22
+#: Values that are looked for by gene at a time, each with several numbers of 8 bytes.
+_GENE_PIECE: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +236,8 @@ def check_matrix_block(
         yield from _check_indices(matrix.name, indices, indptr, max(first - 1, low), last, start, n_vars)
         values = data[first:last]
         yield from _check_values(matrix, values, indptr, first, start)
-        largest = max(largest, float(np.abs(values).max()))
+        # NaN, which no comparison tells, stays what it is in numpy's maximum.
+        largest = float(np.maximum(largest, np.abs(values).max()))
     return BlockSeen(high - low, largest)
 
 
@@ -277,6 +283,59 @@ def _wrong_values(kind: str, values: AnyArray) -> Iterator[tuple[str, npt.NDArra
 def _row(indptr: Int64Array, position: int, start: int) -> int:
     """The row of the dataset that an element belongs to."""
     return start + int(np.searchsorted(indptr, position, side="right")) - 1
+
+
+def check_genes(dataset: StoreLocation, matrix: MatrixInfo, shape: tuple[int, int], blocks: Sequence[int]) -> Check:
+    """Shapes and dtypes of a matrix's copy by gene."""
+    where, n_blocks = f"{BY_GENE}/{matrix.name}", len(blocks) - 1
+    group = _open(dataset / BY_GENE)[matrix.name]
+    data, indices, indptr, totals = (group[name] for name in ("data", "indices", "indptr", "totals"))
+    yield from _expect(f"{where}/totals", "length", shape[0], totals.shape[0])
+    yield from _expect(where, "shape", shape, tuple(group.attrs["shape"]))
+    if n_blocks > 1:
+        yield from _expect(where, "rows of a block", blocks[1], group.attrs["block_rows"])
+    yield from _expect(f"{where}/data", "dtype", matrix.dtype, data.dtype.name)
+    yield from _expect(f"{where}/indptr", "length", n_blocks * (shape[1] + 1), indptr.shape[0])
+    for name, array in (("data", data), ("indices", indices)):
+        yield from _expect(f"{where}/{name}", "elements of a chunk", (matrix.by_gene,), array.chunks)
+        yield from _expect(f"{where}/{name}", "length", n_blocks * array.shards[0], array.shape[0])
+
+
+def check_gene_block(
+    dataset: StoreLocation, matrix: MatrixInfo, n_vars: int, number: int, start: int, stop: int
+) -> Check:
+    """A block by gene has the values of its rows, each once and in the order of the rows, and no other."""
+    where = f"{BY_GENE}/{matrix.name}"
+    group, by_gene = _open(dataset)[matrix.name], _open(dataset / BY_GENE)[matrix.name]
+    first = number * (n_vars + 1)
+    ends = by_gene["indptr"][first : first + n_vars + 1].astype(np.int64)
+    bounds, shard = ends.copy(), by_gene["data"].shards[0]
+    if bounds[0] != 0 or (np.diff(bounds) < 0).any() or bounds[-1] > shard:
+        yield Finding(f"{where}/indptr", f"expected it to rise from 0 in block {number}, it doesn't")
+        return
+    run = slice(number * shard, number * shard + int(bounds[-1]))
+    rows, values = by_gene["indices"][run], by_gene["data"][run]
+    indptr, totals = group["indptr"][start : stop + 1].astype(np.int64), np.zeros(stop - start)
+    for low in range(int(indptr[0]), int(indptr[-1]), _GENE_PIECE):
+        high = min(low + _GENE_PIECE, int(indptr[-1]))
+        columns = group["indices"][low:high].astype(np.int64)
+        order = np.argsort(columns, kind="stable")
+        ordered = columns[order]
+        # The n-th element of a gene here goes n behind the last of it so far.
+        at = ends[ordered] + np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+        ends[:-1] += np.bincount(columns, minlength=n_vars)
+        row = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
+        if (ends[:-1] > bounds[1:]).any():
+            yield Finding(where, f"expected as many values of each gene as rows have in block {number}, got fewer")
+            return
+        if not np.array_equal(rows[at], row[order]) or values[at].tobytes() != group["data"][low:high][order].tobytes():
+            yield Finding(where, f"expected the rows' values in block {number}, got others")
+            return
+        totals += np.bincount(row, group["data"][low:high], minlength=len(totals))
+    if (ends[:-1] < bounds[1:]).any():
+        yield Finding(where, f"expected as many values of each gene as rows have in block {number}, got more")
+    if matrix.kind == "counts" and not np.array_equal(by_gene["totals"][start:stop], totals):
+        yield Finding(f"{where}/totals", f"expected the sums of the rows in block {number}, got others")
 
 
 def check_obsm(dataset: StoreLocation, array: ObsmInfo, n_obs: int) -> Check:

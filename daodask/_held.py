@@ -89,6 +89,16 @@ class Held:
         found: dd.DataFrame = dd.from_delayed(frames, meta=meta, divisions=divisions, verify_meta=False)
         return found
 
+    def read_obs(self, rows: Int64Array, columns: Sequence[str]) -> pd.DataFrame | None:
+        """Columns of cell metadata by row numbers in the store (computes); ``None`` where not all of them are held."""
+        held = self.selection.store_rows
+        places = np.searchsorted(held, rows)
+        if not len(rows) or places[-1] == len(held) or (held[places] != rows).any():
+            return None
+        numbers = np.unique(np.searchsorted(self._bounds, places, side="right") - 1)
+        found: pd.DataFrame = self.obs.partitions[numbers.tolist()][list(columns)].compute()
+        return found if len(found) == len(rows) else found.loc[rows]
+
     @cached_property
     def _bounds(self) -> Int64Array:
         """Where held blocks begin among the selected rows, and where the last ends."""

@@ -79,7 +79,9 @@ def _dataset_values(info: DatasetInfo) -> dict[str, Any]:
         "id": info.id,
         "n_obs": info.n_obs,
         "nbytes": info.nbytes,
-        "matrices": {m.name: {"kind": m.kind, "dtype": m.dtype, "nnz": m.nnz} for m in info.matrices},
+        "matrices": {
+            m.name: {"kind": m.kind, "dtype": m.dtype, "nnz": m.nnz, "by_gene": m.by_gene > 0} for m in info.matrices
+        },
         "obsm": {m.name: m.width for m in info.obsm},
         "uns": dict(info.uns),
     }
@@ -157,7 +159,8 @@ def _dataset_row(info: DatasetInfo) -> tuple[str, ...]:
     x = info.matrix["X"]
     density = human_count(round(x.nnz / info.n_obs)) if info.n_obs else ""
     about = ", ".join(_facts(info.uns))
-    return info.id, human_count(info.n_obs), density, human_bytes(info.nbytes), f"{x.kind}, {x.dtype}", about
+    kind = f"{x.kind}, {x.dtype}{', by gene too' if x.by_gene else ''}"
+    return info.id, human_count(info.n_obs), density, human_bytes(info.nbytes), kind, about
 
 
 def _facts(uns: Mapping[str, Any]) -> Iterator[str]:

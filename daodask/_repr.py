@@ -28,6 +28,7 @@ from daodask._format import (
     shorten,
 )
 from daodask._html import CSS
+from daodask.caching import cache
 from daodask.format.manifest import DatasetInfo, ObsColumn, ObsmInfo
 from daodask.format.spec import OBS_NAMES
 from daodask.selection import BlockRows, Part
@@ -125,6 +126,11 @@ class _View:
         return self._pieces(Counter(names))
 
     @property
+    def by_gene(self) -> list[str]:
+        names = (m.name.removeprefix("layers/") for i in self.selected for m in i.matrices if m.by_gene)
+        return self._pieces(Counter(names))
+
+    @property
     def obsm(self) -> list[str]:
         return self._pieces(Counter(_wide(m) for i in self.selected for m in i.obsm))
 
@@ -135,6 +141,13 @@ class _View:
         largest = max((b.n_obs for b in self.blocks), default=0)
         up_to = f" of up to {plural(largest, 'cell')}" if largest else ""
         return f"{whose}{size}, {plural(len(self.blocks), 'block')}{up_to}"
+
+    @property
+    def in_memory(self) -> list[str]:
+        """What is persisted, and what this process keeps of what it has read."""
+        held, kept = self.store.held, cache()
+        persisted = "" if held is None else f"{', '.join([*held.arrays, 'obs'])} persisted"
+        return _said(persisted, f"cache of {kept.summary()}" if kept.most_bytes else "")
 
     @property
     def n_datasets(self) -> str:
@@ -204,6 +217,7 @@ def _view_text(view: _View) -> str:
     listed = list_some(_dataset_texts(view), _TEXT_DATASETS)
     columns = _column_lines(view, _TEXT_COLUMNS)
     more = len(store.obs_schema) - _TEXT_COLUMNS
+    pieces = {"layers": view.layers, "by gene": view.by_gene, "obsm": view.obsm}
     return "\n".join(
         [
             f"<daodask.Store> {' x '.join(view.shape)}",
@@ -213,11 +227,12 @@ def _view_text(view: _View) -> str:
             _line("stored", view.stored),
             _line("datasets", f"{view.n_datasets}: {listed}" if listed else view.n_datasets),
             _line("X", ", ".join(view.X)),
-            *(_line(name, ", ".join(said)) for name, said in (("layers", view.layers), ("obsm", view.obsm)) if said),
+            *(_line(name, ", ".join(said)) for name, said in pieces.items() if said),
             _line("obs", f"{plural(len(store.obs_schema), 'column')}, and dataset, {OBS_NAMES}"),
             *(f"    {line}" for line in columns),
             *([f"    … {human_count(more)} more"] if more > 0 else []),
             _line("lazy", "X, layers, obsm: dask arrays; obs: dask dataframe; var: read when first used"),
+            *([_line("in memory", ", ".join(view.in_memory))] if view.in_memory else []),
         ]
     )
 
@@ -301,9 +316,11 @@ def _facts_html(view: _View) -> str:
         "Feature space": view.features,
         "X": view.X,
         "Layers": view.layers,
+        "By gene": view.by_gene,
         "obsm": view.obsm,
         "Stored": [view.stored],
         "Lazy": ["X, layers, obsm: dask arrays", "obs: dask dataframe"],
+        "In memory": view.in_memory,
     }
     rows = (f"<dt>{name}</dt><dd>{_text(' · '.join(said))}</dd>" for name, said in facts.items() if said)
     return f'<dl class="ds-facts">{"".join(rows)}</dl>'

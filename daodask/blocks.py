@@ -15,15 +15,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from daodask.by_gene import GeneCopy, read_genes
 from daodask.errors import CorruptStoreError
 from daodask.format.manifest import ObsColumn
-from daodask.format.spec import OBS_NAMES
+from daodask.format.spec import MEASURED_BY_SOURCE, OBS_NAMES
 from daodask.gather import RowGroup, gather_csr, matrix_width
 from daodask.parquet import parquet_metadata, read_row_groups
 from daodask.storage import StoreLocation
-from daodask.types import CSR, AnyArray, Int64Array
+from daodask.types import CSR, AnyArray, BoolArray, Int64Array
 
-__all__ = ["BlockAddress", "empty_obs", "read_matrix", "read_obs", "read_obsm", "read_var"]
+__all__ = ["BlockAddress", "empty_obs", "read_matrix", "read_measured_by_source", "read_obs", "read_obsm", "read_var"]
 
 #: Runs of selected rows that are at most this far apart are read as one: decoding a few chunks of about 32 rows
 #: costs less than another request.
@@ -46,6 +47,8 @@ class BlockAddress:
         Row bounds within the dataset.
     rows
         The selected rows among these, increasing, as row numbers of the dataset; ``None`` for all.
+    copies
+        Of the dataset's matrices by gene, from which few genes are read.
     """
 
     dataset: StoreLocation
@@ -54,6 +57,7 @@ class BlockAddress:
     start: int
     stop: int
     rows: Int64Array | None = None
+    copies: tuple[GeneCopy, ...] = ()
 
     @property
     def n_obs(self) -> int:
@@ -64,6 +68,14 @@ class BlockAddress:
     def local_rows(self) -> Int64Array:
         """Row numbers within the dataset."""
         return np.arange(self.start, self.stop, dtype=np.int64) if self.rows is None else self.rows
+
+    def by_gene(self, matrix: str, genes: Int64Array | None) -> GeneCopy | None:
+        """The copy by gene of a matrix, where reading these genes from it takes fewer bytes; reads nothing."""
+        if genes is None or not self.copies:
+            return None
+        rows = range(self.start, self.stop) if self.rows is None else self.rows
+        found = next((copy for copy in self.copies if copy.matrix == matrix), None)
+        return found if found is not None and found.pays(len(genes), rows) else None
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """Row bounds to read: one run, or several where the selected rows lie far apart."""
@@ -95,7 +107,9 @@ def read_matrix(block: BlockAddress, name: str, genes: Int64Array | None, dtype:
     csr_matrix
         ``(block.n_obs, genes)`` with sorted int32 indices.
     """
-    rows = block.local_rows
+    rows, copy = block.local_rows, block.by_gene(name, genes)
+    if copy is not None and genes is not None:
+        return read_genes(block.dataset, copy, rows, genes, dtype)
     group = RowGroup(block.dataset, rows, np.arange(len(rows), dtype=np.int64))
     return gather_csr([group], name, matrix_width(block.dataset, name), genes=genes, dtype=dtype)
 
@@ -168,6 +182,16 @@ def read_var(dataset: StoreLocation) -> pd.DataFrame:
 
     frame: pd.DataFrame = anndata.io.read_elem(_open_group(dataset)["var"])
     return frame
+
+
+def read_measured_by_source(dataset: StoreLocation) -> dict[str, BoolArray]:
+    """Which genes each study measured that a dataset was shuffled of; of any other dataset nothing (computes)."""
+    if not (dataset / MEASURED_BY_SOURCE).exists():
+        return {}
+    metadata = parquet_metadata(dataset / MEASURED_BY_SOURCE)
+    names = metadata.schema.to_arrow_schema().names
+    table = read_row_groups(dataset / MEASURED_BY_SOURCE, range(metadata.num_row_groups), names)
+    return {name: table.column(name).to_numpy() for name in names}
 
 
 # -- obs: arrow -> the shared dtypes -------------------------------------------------------------------------------

@@ -8,20 +8,20 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from daodask.types import AnyArray
 
-__all__ = ["BufferPool"]
+__all__ = ["BufferPool", "reused_empty"]
 
-#: Sizes are rounded up to a multiple of this, so that windows of nearly the same size share buffers.
-_GRAIN = 16 * 2**20
+#: Sizes of windows are rounded up to a multiple of this, so that those of nearly the same size share buffers.
+_WINDOW_GRAIN: Final = 16 * 2**20
 
 
-class _Lease(np.ndarray[Any, np.dtype[np.uint8]]):
+class _Lease(np.ndarray[Any, np.dtype[Any]]):
     """Memory on loan; views refer to it, not to the memory itself, as a view's base is folded only within one class."""
 
 
@@ -32,10 +32,13 @@ class BufferPool:
     ----------
     most_bytes
         What is on loan and what is kept are together no more than this, unless more is on loan.
+    grain
+        What sizes are a multiple of, in bytes.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, grain: int = _WINDOW_GRAIN) -> None:
         self._most_bytes = most_bytes
+        self._grain = grain
         self._free: list[npt.NDArray[np.uint8]] = []
         self._on_loan = 0
         self._returned: deque[npt.NDArray[np.uint8]] = deque()
@@ -43,26 +46,27 @@ class BufferPool:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Memory stays where it is: a copy in another process starts without any.
-        return BufferPool, (self._most_bytes,)
+        return BufferPool, (self._most_bytes, self._grain)
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> AnyArray:
         """An array of undefined content, as ``numpy.empty`` gives one."""
         wanted = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * wanted.itemsize
-        memory = self._take(size)
-        lease = memory.view(_Lease)
+        length = int(np.prod(shape, dtype=np.int64))
+        memory = self._take(length * wanted.itemsize)
+        # Of the same dtype: SciPy copies arrays of which the base has more than twice as many elements.
+        lease = memory[: len(memory) // wanted.itemsize * wanted.itemsize].view(wanted).view(_Lease)
         weakref.finalize(lease, self._give_back, memory).atexit = False
-        array: AnyArray = lease[:size].view(np.ndarray).view(wanted).reshape(shape)
+        array: AnyArray = lease[:length].view(np.ndarray).reshape(shape)
         return array
 
     def _take(self, size: int) -> npt.NDArray[np.uint8]:
         with self._lock:
             self._settle()
-            fitting = [i for i, memory in enumerate(self._free) if size <= len(memory) <= 2 * size + _GRAIN]
+            fitting = [i for i, memory in enumerate(self._free) if size <= len(memory) <= 2 * size + self._grain]
             if fitting:
                 memory = self._free.pop(min(fitting, key=lambda i: len(self._free[i])))
             else:
-                memory = np.empty(max(1, -(-size // _GRAIN)) * _GRAIN, dtype=np.uint8)
+                memory = np.empty(max(1, -(-size // self._grain)) * self._grain, dtype=np.uint8)
             self._on_loan += len(memory)
             self._settle()
         return memory
@@ -83,3 +87,19 @@ class BufferPool:
             self._on_loan -= len(self._free[-1])
         while self._free and self._on_loan + sum(map(len, self._free)) > self._most_bytes:
             del self._free[0]
+
+
+#: Of what is read, mapped and encoded block by block in this process.
+_BLOCKS: Final = BufferPool(256 * 2**20, grain=2**20)
+#: Below this memory is cheap, and much of a grain would be left over.
+_LEAST_REUSED: Final = 2**20
+
+
+def reused_empty(length: int, dtype: Any) -> AnyArray:
+    """A 1-D array of undefined content for a short time; where it is large, of memory that was used before.
+
+    What is freed goes back to the operating system, and in a virtual machine from there to its host, from which it
+    comes back at half a gigabyte a second.
+    """
+    small = length * np.dtype(dtype).itemsize < _LEAST_REUSED
+    return np.empty(length, dtype) if small else _BLOCKS.empty(length, dtype)

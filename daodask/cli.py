@@ -211,6 +211,7 @@ def _export(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             codec=arguments.codec,
             **({} if arguments.block_rows is None else {"block_rows": arguments.block_rows}),
+            by_gene=arguments.by_gene,
             shuffle=arguments.shuffle,
             seed=arguments.seed,
             overwrite=arguments.overwrite,
@@ -352,6 +353,9 @@ def _add_export(add_parser: _AddParser) -> None:
     )
     parser.add_argument("--codec", choices=("lz4", "zstd", "gzip", "none"), help="default: lz4; of h5ad: none, or gzip")
     parser.add_argument("--block-rows", metavar="N", type=_natural(1), help="cells of a block (default: 16384)")
+    parser.add_argument(
+        "--by-gene", metavar="MATRIX", nargs="*", help="in another store by gene, too: X, layers/* (default: as it was)"
+    )
     parser.add_argument(
         "--shuffle", choices=("none", "within", "global"), default="none", help="cells of another store (default: none)"
     )

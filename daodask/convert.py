@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import pandas as pd
 import scipy.sparse as sp
 
+from daodask.errors import DependencyError, SpecError
 from daodask.format.spec import OBS_NAMES
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from daodask.types import AnyArray
 
-__all__ = ["compute_matrices", "to_anndata", "to_xarray"]
+__all__ = ["BlockKind", "compute_matrices", "to_anndata", "to_xarray"]
+
+#: What blocks of matrices are: of :mod:`daodask.sparse`, of the package sparse (COO), or of numpy.
+BlockKind: TypeAlias = Literal["csr", "coo", "dense"]
 
 
 def to_anndata(
@@ -44,16 +48,15 @@ def to_xarray(
     layers: Mapping[str, Any],
     obsm: Mapping[str, Any],
     uns: Mapping[str, Any],
-    dense: bool,
+    blocks: BlockKind,
 ) -> xr.Dataset:
     """A Dataset of aligned pieces; a name that is taken already gets what it is of before it (``var_length``)."""
     import xarray as xr
 
-    made = _dense if dense else lambda array: array
-    variables: dict[str, Any] = {"X": (("obs", "var"), made(X))}
+    variables: dict[str, Any] = {"X": (("obs", "var"), _in_blocks(X, blocks))}
     taken = {"obs", "var", "X"}
     for name, array in layers.items():
-        variables[_free(name, "layer", taken)] = (("obs", "var"), made(array))
+        variables[_free(name, "layer", taken)] = (("obs", "var"), _in_blocks(array, blocks))
     for name, array in obsm.items():
         free = _free(name, "obsm", taken)
         variables[free] = (("obs", f"{free}_dim"), array)
@@ -84,17 +87,32 @@ def _as_array(column: pd.Series) -> AnyArray:
     return values
 
 
-def _dense(array: da.Array) -> da.Array:
-    import numpy as np
-
+def _in_blocks(array: da.Array, kind: BlockKind) -> da.Array:
+    if kind == "csr":
+        return array
+    if kind not in _AS:
+        raise SpecError(f'expected blocks="csr", "coo" or "dense", got {kind!r}')
     blocks: Any = array
-    dense: da.Array = blocks.map_blocks(_toarray, dtype=array.dtype, meta=np.empty((0, 0), array.dtype))
-    return dense
+    convert = _AS[kind]
+    empty = convert(sp.csr_matrix((0, 0), dtype=array.dtype))
+    converted: da.Array = blocks.map_blocks(convert, dtype=array.dtype, meta=empty)
+    return converted
 
 
-def _toarray(block: Any) -> AnyArray:
+def _as_dense(block: Any) -> AnyArray:
     values: AnyArray = block.toarray()
     return values
+
+
+def _as_coo(block: Any) -> Any:
+    try:
+        import sparse
+    except ImportError as error:
+        raise DependencyError("COO blocks are of the package sparse; pip install 'daodask[xarray]'") from error
+    return sparse.COO.from_scipy_sparse(block)
+
+
+_AS: Final = {"coo": _as_coo, "dense": _as_dense}
 
 
 def compute_matrices(arrays: Mapping[str, da.Array]) -> dict[str, Any]:

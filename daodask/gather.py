@@ -26,7 +26,16 @@ from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 from daodask.waiting import as_fetched, side_by_side
 
-__all__ = ["RowGroup", "csr_of", "decode_all", "decode_into", "gather_csr", "gather_dense", "matrix_width"]
+__all__ = [
+    "RowGroup",
+    "csr_of",
+    "decode_all",
+    "decode_into",
+    "gather_csr",
+    "gather_dense",
+    "gather_runs",
+    "matrix_width",
+]
 
 #: Chunks of a piece, which is what a thread does at a time: enough to outweigh what a piece costs in Python.
 _PIECE_CHUNKS = range(16, 65)
@@ -160,6 +169,31 @@ def gather_dense(
             work += [(piece, lookup, out) for piece in _pieces(group, paths, low, high, whole_rows=True)]
     _run(_scatter_dense_piece, work, executor)
     return out
+
+
+def gather_runs(
+    dataset: StoreLocation,
+    outs: Sequence[tuple[str, AnyArray]],
+    low: Int64Array,
+    high: Int64Array,
+    begins: Int64Array,
+) -> None:
+    """Runs of elements of arrays of the same length (computes).
+
+    Parameters
+    ----------
+    dataset
+        Directory of a zarr group.
+    outs
+        Path of each array, and where its elements go, in the dtype of that.
+    low, high
+        Bounds of the runs, increasing.
+    begins
+        Where each run goes to.
+    """
+    runs = RowGroup(dataset, low, np.arange(len(low), dtype=np.int64))
+    work = [(piece, begins, out) for path, out in outs for piece in _pieces(runs, (path,), low, high)]
+    _run(_scatter_piece, work, None)
 
 
 def _run(function: Callable[..., None], work: Sequence[tuple[Any, ...]], executor: Executor | None) -> None:

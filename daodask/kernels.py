@@ -15,12 +15,14 @@ import numpy as np
 from daodask._intrinsics import LANES, stream
 
 __all__ = [
+    "count_columns",
     "count_selected",
     "gather_selected",
     "place_rows",
     "row_sums",
     "scatter",
     "scatter_dense",
+    "transpose_rows",
     "whole_numbers",
 ]
 
@@ -205,13 +207,14 @@ def place_rows(
 ) -> tuple[int, bool, bool]:
     """Put rows of a CSR block onto other columns: sorted, added up where several meet, without zeros.
 
-    A row whose columns come in order is written as it is. Another is added up in ``sums`` while ``words`` notes which
-    columns it has, 64 to a word, and is read off in their order: both stay in cache, and nothing is sorted.
+    A row whose columns come in order is written as it is, and faster where nothing of it is left out. Another is added
+    up in ``sums`` while ``words`` notes which columns it has, 64 to a word, and is read off in their order: both stay
+    in cache, and nothing is sorted.
 
     Parameters
     ----------
     columns, values, indptr
-        The block, in any order within a row.
+        The block, in any order within a row; columns as uint32.
     lookup
         New column per column, the number of new columns for one that is dropped. It has one more entry than there are
         columns, one above that number, for all columns that there should not be.
@@ -229,52 +232,108 @@ def place_rows(
         so that what was written is of no use.
     """
     out_columns, out_values, out_indptr, allowed = out
-    n_columns = lookup.dtype.type(len(sums) - 2)
-    beyond = np.uint64(len(lookup) - 1)
-    zero, one = values.dtype.type(0), lookup.dtype.type(1)
-    n, strange, exceeded = 0, False, False
+    # Without a sign, as an index that may be negative has to be looked at.
+    n: Any = np.uint64(0)
+    strange, exceeded = False, False
     out_indptr[0] = 0
+    whole = ascending
     for r in range(len(indptr) - 1):
-        first, last = np.uint64(indptr[r]), np.uint64(indptr[r + 1])
-        begin = n
-        in_order = ascending
-        if ascending:
-            following = lookup.dtype.type(0)
-            for k in range(first, last):
-                column = lookup[min(np.uint64(columns[k]), beyond)]
-                value = values[k]
-                kept = (column < n_columns) & (value != zero)
-                in_order &= (not kept) | (column >= following)
-                following = column + one if kept else following
-                strange |= column > n_columns
-                out_columns[n] = column
-                out_values[n] = value
-                n += kept
+        row = slice(indptr[r], indptr[r + 1])
+        source, target = (columns[row], values[row], lookup), (out_columns[n:], out_values[n:])
+        length = np.uint64(len(source[0]))
+        n_columns = lookup.dtype.type(len(sums) - 2)
+        # Rows are much like the one before.
+        whole = whole and _place_whole(source, n_columns, target)
+        if whole:
+            n += length
+        else:
+            written, in_order, odd = np.uint64(0), False, False
+            if ascending:
+                written, in_order, odd = _place_in_order(source, n_columns, target)
+                whole = in_order and written == length
             if not in_order:
-                n = begin
-        if not in_order:
-            for k in range(first, last):
-                column = lookup[min(np.uint64(columns[k]), beyond)]
-                sums[column] += sums.dtype.type(values[k])
-                words[column >> np.uint32(6)] |= np.uint64(1) << np.uint64(column & np.uint32(63))
-            for w in range(len(words)):
-                word = words[w]
-                words[w] = np.uint64(0)
-                start = np.uint64(w) << np.uint64(6)
-                while word:
-                    rest = word & (word - np.uint64(1))
-                    column = start + np.uint64(_BIT_POSITION[((word ^ rest) * _DE_BRUIJN) >> np.uint64(58)])
-                    word = rest
-                    total = sums[column]
-                    sums[column] = 0
-                    if column < n_columns:
-                        exceeded |= total > allowed
-                        out_columns[n] = column
-                        out_values[n] = total
-                        n += total != 0
-                    else:
-                        strange |= column > n_columns
+                written, odd, above = _place_sums(source, n_columns, sums, words, allowed, target)
+                exceeded |= above
+            strange |= odd
+            n += written
         out_indptr[r + 1] = n
+    return n, strange, exceeded
+
+
+@compiled
+def _place_whole(source: Any, n_columns: Any, target: Any) -> bool:
+    """Put a row down with all its elements; whether that was right, as none is dropped, zero or out of order.
+
+    One thing a loop, so that each becomes instructions for many elements.
+    """
+    (columns, values, lookup), (out_columns, out_values) = source, target
+    beyond, largest, length = np.uint32(len(lookup) - 1), np.uint32(0), np.uint64(len(columns))
+    for k in range(length):
+        column = lookup[min(columns[k], beyond)]
+        largest = max(largest, column)
+        out_columns[k] = column
+    if largest >= n_columns:
+        return False
+    n_zeros, n_disordered = np.uint32(0), np.uint32(0)
+    for k in range(length):
+        out_values[k] = values[k]
+        n_zeros += np.uint32(values[k] == 0)
+    for k in range(np.uint64(1), length):
+        n_disordered += np.uint32(out_columns[k] <= out_columns[k - np.uint64(1)])
+    return bool(n_zeros + n_disordered == 0)
+
+
+@compiled
+def _place_in_order(source: Any, n_columns: Any, target: Any) -> tuple[Any, bool, bool]:
+    """Put a row's elements down but for those dropped or zero: how many, if in order, and if any is strange."""
+    (columns, values, lookup), (out_columns, out_values) = source, target
+    beyond, zero, one = np.uint32(len(lookup) - 1), values.dtype.type(0), lookup.dtype.type(1)
+    n: Any = np.uint64(0)
+    in_order, strange = True, False
+    following = lookup.dtype.type(0)
+    for k in range(np.uint64(len(columns))):
+        column = lookup[min(columns[k], beyond)]
+        value = values[k]
+        kept = (column < n_columns) & (value != zero)
+        in_order &= (not kept) | (column >= following)
+        following = column + one if kept else following
+        strange |= column > n_columns
+        out_columns[n] = column
+        out_values[n] = value
+        n += np.uint64(kept)
+    return n, in_order, strange
+
+
+@compiled
+def _place_sums(
+    source: Any, n_columns: Any, sums: Any, words: Any, allowed: Any, target: Any
+) -> tuple[Any, bool, bool]:
+    """Add a row's elements up by column, put the sums down: how many, if a column is strange, or a sum too large."""
+    (columns, values, lookup), (out_columns, out_values) = source, target
+    beyond = np.uint32(len(lookup) - 1)
+    n: Any = np.uint64(0)
+    strange, exceeded = False, False
+    for k in range(np.uint64(len(columns))):
+        column = lookup[min(columns[k], beyond)]
+        sums[column] += sums.dtype.type(values[k])
+        words[column >> np.uint32(6)] |= np.uint64(1) << np.uint64(column & np.uint32(63))
+    for w in range(len(words)):
+        word = words[w]
+        words[w] = np.uint64(0)
+        start = np.uint64(w) << np.uint64(6)
+        while word:
+            rest = word & (word - np.uint64(1))
+            column = start + np.uint64(_BIT_POSITION[((word ^ rest) * _DE_BRUIJN) >> np.uint64(58)])
+            word = rest
+            total = sums[column]
+            sums[column] = 0
+            if column < n_columns:
+                exceeded |= total > allowed
+                out_columns[n] = column
+                out_values[n] = total
+                n += np.uint64(total != 0)
+            else:
+                strange |= column > n_columns
     return n, strange, exceeded
 
 
@@ -287,3 +346,52 @@ def row_sums(values: Any, indptr: Any, sums: Any) -> None:
         for k in range(np.uint64(indptr[r]), np.uint64(indptr[r + 1])):
             total += as_sum(values[k])
         sums[r] = total
+
+
+@compiled
+def count_columns(columns: Any, counts: Any) -> None:
+    """Add the number of elements in each column."""
+    for k in range(np.uint64(len(columns))):
+        counts[np.uint64(columns[k])] += 1
+
+
+@compiled
+def transpose_rows(
+    columns: Any, values: Any, first: int, indptr: Any, row: int, ends: Any, totals: Any, out: Any
+) -> int:
+    """Put elements of a CSR block to where they are in its CSC, in the order of their rows.
+
+    Parameters
+    ----------
+    columns, values, first
+        Some elements, and the number of the first of them.
+    indptr
+        Bounds of all rows.
+    row
+        A row that begins no later than these.
+    ends
+        Where the next element of each column goes; counts on.
+    totals
+        Of the rows; what their elements add up to is added.
+    out
+        Rows and values of all elements of the block.
+
+    Returns
+    -------
+    int
+        The row of the last of them.
+    """
+    out_rows, out_values = out
+    r = np.uint64(row)
+    element = np.uint64(first)
+    for k in range(np.uint64(len(columns))):
+        while np.uint64(indptr[r + np.uint64(1)]) <= element:
+            r += np.uint64(1)
+        column = np.uint64(columns[k])
+        at = np.uint64(ends[column])
+        ends[column] = at + np.uint64(1)
+        out_rows[at] = r
+        out_values[at] = values[k]
+        totals[r] += np.float64(values[k])
+        element += np.uint64(1)
+    return int(r)

@@ -155,11 +155,21 @@ class _Sent:
     tag: object
     task: Task
     tries: int = 1
+    copies: tuple[Future[Any] | None, ...] = ()
 
     @property
     def shared(self) -> list[_Shared]:
         """Its large arguments."""
         return [a for a in self.task.arguments if isinstance(a, _Shared)]
+
+    def forget_copies(self) -> None:
+        """Have its large arguments sent again, unless they were since: of some that are lost Dask says they are there.
+
+        Where all workers that have one die while another is still waited for, the client hears of the loss first.
+        """
+        for shared, copy in zip(self.shared, self.copies, strict=True):
+            if shared.copy is copy:
+                shared.copy = None
 
 
 class DaskRunner:
@@ -189,6 +199,7 @@ class DaskRunner:
         key = f"{sent.task.name}-{id(self):x}-{self._count}"
         self._sent[key] = sent
         arguments = [self._copy(a) if isinstance(a, _Shared) else a for a in sent.task.arguments]
+        sent.copies = tuple(shared.copy for shared in sent.shared)
         future = self._client.submit(sent.task.function, *arguments, key=key, pure=False)
         self._check_connection()
         self._completed.add(future)
@@ -213,6 +224,7 @@ class DaskRunner:
             future.release()
             if isinstance(outcome.error, FutureCancelledError) and sent.shared and sent.tries < _MOST_TRIES:
                 sent.tries += 1
+                sent.forget_copies()
                 self._send(sent)
             else:
                 yield _of_ours(outcome, sent.task)
@@ -230,7 +242,7 @@ class DaskRunner:
                 self._client.wait_for_workers(1)
                 # In a list, as the elements of a value that is one would be scattered one by one.
                 (shared.copy,) = self._client.scatter([shared.value], hash=False, broadcast=True)
-            except OSError as error:  # a worker died while it got its copy
+            except (OSError, KeyError) as error:  # a worker died while it got its copy; the scheduler misses its name
                 self._check_connection(error)
         raise ClusterError(
             f"expected workers that live long enough to be sent {shared.value!r:.80}, {_MOST_TRIES} times they died; "

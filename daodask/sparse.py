@@ -184,7 +184,13 @@ class _Block(_Scipys):  # type: ignore[misc]
         """The smaller one, element by element."""
         return _settled(super().minimum(other))
 
+    def ravel(self, order: str = "C") -> Any:
+        """Not as an array is: flox would take each value, zeros included, by itself."""
+        raise _grouped_by_flox()
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if method == "reduceat":
+            raise _grouped_by_flox()
         if method != "__call__" or options:
             return NotImplemented
         if len(inputs) == 1:
@@ -368,6 +374,13 @@ def _settled(result: Any) -> Any:
 
 def _is_sparse(value: Any) -> bool:
     return bool(sp.issparse(value))
+
+
+def _grouped_by_flox() -> TypeError:
+    return TypeError(
+        "expected an array, got a sparse block of daodask, which flox can't group; do it within "
+        'xarray.set_options(use_flox=False), or ask for to_xarray(blocks="coo") or blocks="dense"'
+    )
 
 
 def _require_scalar(other: Any) -> None:

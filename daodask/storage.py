@@ -17,7 +17,8 @@ import re
 import secrets
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -30,6 +31,7 @@ from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from daodask.buffers import reused_empty
 from daodask.credentials import refuse_credentials
 from daodask.errors import CorruptStoreError, DependencyError, SpecError, StoreNotFoundError
 from daodask.waiting import side_by_side
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 __all__ = ["StoreLocation", "StoredFile", "coalesce", "is_temporary"]
+
+#: Bytes of a file after which the disk is told to begin with them.
+_FLUSHED_BYTES: Final = 2**24
 
 #: An empty directory may be removed while a file is about to be put into it; not many times in a row.
 _MOST_TIDIED: Final = 5
@@ -303,7 +308,7 @@ class StoreLocation:
         """
         return _opened(self.path)
 
-    def write(self, data: bytes | Sequence[memoryview], *, flush: bool = True) -> None:
+    def write(self, data: bytes | Iterable[bytes | memoryview], *, flush: bool = True) -> None:
         """Write a file that nothing refers to yet; an interrupted write leaves no visible half of it.
 
         In a bucket this is one PUT, however large the file is.
@@ -311,7 +316,7 @@ class StoreLocation:
         Parameters
         ----------
         data
-            The bytes, or their parts, which a local file is written from without joining them.
+            The bytes, or their parts, which a local file is written from as they come, without joining them.
         flush
             Whether a local file is on the disk when this returns. Otherwise it outlives any process, but perhaps not
             a machine that goes down.
@@ -519,7 +524,7 @@ def coalesce(ranges: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int
 
 def _pread(folder: str, requests: Sequence[tuple[str, int, int]]) -> npt.NDArray[np.uint8]:
     """Ranges of local files, straight into their places."""
-    out = np.empty(sum(stop - start for _, start, stop in requests), dtype=np.uint8)
+    out = reused_empty(sum(stop - start for _, start, stop in requests), np.uint8)
     view, position = out.data, 0
     for path, group in itertools.groupby(requests, key=lambda r: r[0]):
         where = f"{folder}/{path}"
@@ -589,20 +594,37 @@ def _check_length(got: int, where: str, start: int, stop: int) -> None:
 
 
 @contextlib.contextmanager
-def _local_temporary(path: str, parts: Sequence[bytes | memoryview], *, flush: bool = True) -> Iterator[str]:
+def _local_temporary(path: str, parts: Iterable[bytes | memoryview], *, flush: bool = True) -> Iterator[str]:
     """Write a temporary file beside ``path``; it is gone at the end unless it was moved away."""
     directory = os.path.dirname(path)
     temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}.tmp")
     try:
         with _open_new(directory, temporary) as file:
-            file.writelines(parts)
-            file.flush()
             if flush:
-                os.fsync(file.fileno())
+                _write_through(file, parts)
+            else:
+                file.writelines(parts)
         yield temporary
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _write_through(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> None:
+    """Write parts, until all is on the disk, which does its work while the next parts are made."""
+    written, flushed = 0, 0
+    with ThreadPoolExecutor(1, "daodask-flush") as flusher:
+        flushing: Future[None] | None = None
+        for part in parts:
+            written += file.write(part)
+            if written - flushed > _FLUSHED_BYTES and (flushing is None or flushing.done()):
+                if flushing is not None:
+                    flushing.result()  # an error is told once
+                flushed, flushing = written, flusher.submit(os.fsync, file.fileno())
+        if flushing is not None:
+            flushing.result()
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _open_new(directory: str, path: str) -> BinaryIO:

@@ -16,13 +16,15 @@ import numpy as np
 import pandas as pd
 
 from daodask.blocks import BlockAddress, empty_obs, read_obs, read_var
-from daodask.convert import compute_matrices, to_anndata, to_xarray
+from daodask.by_gene import copies_of
+from daodask.convert import BlockKind, compute_matrices, to_anndata, to_xarray
 from daodask.drawing import sample, split
 from daodask.errors import FeatureSpaceError, SelectionError, UnknownNameError, suggest
 from daodask.format.features import FeatureSpace
 from daodask.format.manifest import DatasetInfo, FeatureSpaceInfo, ObsColumn, Snapshot
 from daodask.format.spec import OBS_NAMES, VAR_MEASURED, feature_path, served_dtype
 from daodask.saved_selection import Changed, SavedSelection, read_selection
+from daodask.schemas import ObsSchema, SchemaAddress
 from daodask.selection import Part, Selection
 from daodask.snapshots import read_snapshot
 from daodask.storage import StoreLocation
@@ -237,8 +239,9 @@ class Store:
         parts, infos = self.selection.parts, self.dataset_infos
         # One a dataset, that its blocks share: there are many of them.
         where = [self.location / info.path for info in infos]
+        copies = [copies_of(info, self.selection.n_stored_vars) for info in infos]
         return tuple(
-            BlockAddress(where[b.part], infos[b.part].id, parts[b.part].offset, b.start, b.stop, b.rows)
+            BlockAddress(where[b.part], infos[b.part].id, parts[b.part].offset, b.start, b.stop, b.rows, copies[b.part])
             for b in self.selection.blocks()
         )
 
@@ -276,7 +279,9 @@ class Store:
         held = None if self.held is None else self.held.frame(self.selection, self.empty_obs)
         if held is not None:
             return held
-        return lazy_obs(self.blocks, self.obs_schema, self.dataset_ids)
+        schema = ObsSchema(self.obs_schema, self.dataset_ids)
+        where = SchemaAddress(self.location, self.snapshot.number, self.feature_space.name)
+        return lazy_obs(self.blocks, where.of(schema))
 
     @property
     def obs_columns(self) -> tuple[str, ...]:
@@ -597,7 +602,21 @@ class Store:
         """Obs columns of the selected cells of the part of that number (computes)."""
         part, info = self.selection.parts[number], self.dataset_infos[number]
         whole = BlockAddress(self.location / info.path, info.id, part.offset, 0, info.n_obs, part.rows)
-        return read_obs(whole, self.obs_schema, self.dataset_ids, columns)
+        return self.read_block_obs(whole, columns)
+
+    def read_block_obs(self, block: BlockAddress, columns: list[str]) -> pd.DataFrame:
+        """Obs columns of a block's cells, from memory where they are there (computes)."""
+        found = None if self.held is None else self.held.read_obs(block.local_rows + block.offset, columns)
+        if found is None:
+            return read_obs(block, self.obs_schema, self.dataset_ids, columns)
+        return self._with_plain_strings(found)
+
+    def _with_plain_strings(self, obs: pd.DataFrame) -> pd.DataFrame:
+        """As they are read; dask has them in a type of its own."""
+        strings = {OBS_NAMES, *(column.name for column in self.obs_schema if column.dtype == "string")}
+        columns: dict[str, Any] = {name: obs[name] for name in obs.columns if name in strings}
+        plain = {name: column.to_numpy(dtype=object, na_value=None) for name, column in columns.items()}
+        return obs.assign(**{name: pd.Series(values, obs.index, dtype=object) for name, values in plain.items()})
 
     def _require_columns(self, columns: Iterable[str]) -> None:
         for column in columns:
@@ -611,7 +630,9 @@ class Store:
         symbol, slice, mask or position, in the order given.
 
         Cells that are not selected cost nothing. Genes do: matrices are stored by cells, so one gene is read and
-        decoded with all others of these cells, and only takes less memory. Ask for all genes of interest at once.
+        decoded with all others of these cells, and only takes less memory. Where a dataset has a copy by gene
+        (``by_gene:`` of the build file's ``layout:``), few genes are read from that, alone. Ask for all genes of
+        interest at once.
         """
         rows, genes = key if isinstance(key, tuple) and len(key) == 2 else (key, slice(None))
         selection = self.selection
@@ -645,8 +666,9 @@ class Store:
 
         On a cluster this returns at once, and blocks are read meanwhile. What is made of the store that is returned,
         and of subsets of it, takes blocks from there: ``X``, ``obs``, and so :meth:`to_anndata` and :meth:`to_xarray`.
-        It is let go with the last of them. ``BatchLoader`` and the functions of daodask such as ``pseudobulk`` read the
-        store itself, as they need no block as a whole; cells or genes that are not in memory are read, too.
+        Conditions on obs, samples and counts take its columns from there, too. It is let go with the last of them.
+        ``BatchLoader`` and the functions of daodask such as ``pseudobulk`` read the store itself, as they need no block
+        as a whole; cells or genes that are not in memory are read, too.
 
         Parameters
         ----------
@@ -711,17 +733,19 @@ class Store:
             uns={"datasets": self.uns},
         )
 
-    def to_xarray(self, *, obs: Sequence[str] | None = None, dense: bool = False) -> xr.Dataset:
+    def to_xarray(self, *, obs: Sequence[str] | None = None, blocks: BlockKind = "csr") -> xr.Dataset:
         """The selected cells and genes as an xarray Dataset, of which matrices are lazy (computes the columns of obs).
 
         Parameters
         ----------
         obs
             Columns that become coordinates; all by default.
-        dense
-            Hand out X and layers in dense blocks, with which everything works that xarray has, in as much memory as
-            that takes: 4 bytes for each gene of each of a block's cells. By default blocks are CSR, which can be
-            selected, grouped by and summed, and most functions of each value are refused.
+        blocks
+            Of X and layers. ``"csr"`` can be selected, grouped by and summed, and most functions of each value are
+            refused; ``X.data`` is what :attr:`X` is. ``"coo"`` are arrays of the package `sparse
+            <https://sparse.pydata.org>`_ (extra ``xarray``): numpy's functions of each value work, in half as much
+            memory again and with means some ten times as slow. With ``"dense"`` everything works that xarray has, in
+            4 bytes for each gene of each of a block's cells.
 
         Returns
         -------
@@ -732,10 +756,26 @@ class Store:
             with pandas 3, NaN; numbers that may be missing are floats. What has a name that is taken gets ``layer_``,
             ``obsm_``, ``obs_`` or ``var_`` before it.
 
+        Raises
+        ------
+        UnknownNameError
+            There is no such column.
+        DependencyError
+            COO blocks are asked for without the package for them.
+        SpecError
+            There are no such blocks.
+
+        Notes
+        -----
+        Where flox is installed xarray groups with it, unless within ``xr.set_options(use_flox=False)``. It knows dense
+        blocks, of which it was slower than xarray alone; it does not know CSR, nor variances of COO blocks, nor COO
+        blocks without a value. Medians of groups need dense blocks that are loaded.
+
         Examples
         --------
         >>> cells = store.to_xarray(obs=["cell_type"])  # doctest: +SKIP
-        >>> cells["X"].groupby("cell_type").mean().compute()  # doctest: +SKIP
+        >>> with xr.set_options(use_flox=False):  # doctest: +SKIP
+        ...     cells["X"].groupby("cell_type").mean().compute()
         >>> cells.set_xindex("symbol").sel(symbol=["CD3E", "CD8A"])  # doctest: +SKIP
         """
         columns = list(self.obs_columns if obs is None else obs)
@@ -747,7 +787,7 @@ class Store:
             layers={n: self.layers[n] for n in self.layers if self._is_everywhere(f"layers/{n}")},
             obsm={n: self.obsm[n] for n in self.obsm if self._is_alike(n)},
             uns={"datasets": self.uns},
-            dense=dense,
+            blocks=blocks,
         )
 
     def _is_everywhere(self, matrix: str) -> bool:
@@ -755,6 +795,9 @@ class Store:
 
     def _load_obs(self, columns: Iterable[str]) -> pd.DataFrame:
         numbers, columns = [n for n, part in enumerate(self.selection.parts) if part.n_obs], list(columns)
+        held = None if self.held is None else self.held.read_obs(self.selection.store_rows, columns)
+        if held is not None:
+            return self._with_plain_strings(held)
         with ThreadPoolExecutor(PLAN_THREADS) as threads:
             frames = list(threads.map(lambda n: self.read_part_obs(n, columns), numbers))
         return pd.concat(frames) if frames else self.empty_obs[columns]

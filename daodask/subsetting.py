@@ -160,6 +160,8 @@ def _part_mask(store: Store, number: int, condition: Predicate) -> BoolArray | b
 def _looked_at(store: Store, number: int, condition: Predicate) -> BoolArray:
     """The same, by what the footer of obs says of row groups, and by the cells of those where that is too little."""
     part, info = store.selection.parts[number], store.dataset_infos[number]
+    if store.held is not None:
+        return condition.evaluate(store.read_part_obs(number, sorted(condition.columns)))
     dataset = store.location / info.path
     metadata = parquet_metadata(dataset / "obs.parquet")
     bounds = row_group_bounds(metadata)
@@ -198,14 +200,16 @@ def _chosen(store: Store, function: CellFunction, columns: list[str]) -> Selecti
     blocks = store.blocks
 
     def choose(number: int) -> BoolArray:
-        obs = read_obs(blocks[number], store.obs_schema, store.dataset_ids, columns)
+        obs = store.read_block_obs(blocks[number], columns)
         # Reading is done side by side; a function that somebody passes need not be made for that.
         with turn:
             return _checked(function(obs), obs)
 
     with ThreadPoolExecutor(PLAN_THREADS) as threads:
-        # Several threads would ask for the same footer at once.
-        list(threads.map(parquet_metadata, dict.fromkeys(block.dataset / "obs.parquet" for block in blocks)))
+        if store.held is None:
+            # Several threads would ask for the same footer at once.
+            footers = dict.fromkeys(block.dataset / "obs.parquet" for block in blocks)
+            list(threads.map(parquet_metadata, footers))
         masks = list(threads.map(choose, range(len(blocks))))
     return store.selection.take(np.concatenate([np.zeros(0, bool), *masks]))
 

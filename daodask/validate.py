@@ -19,7 +19,7 @@ from daodask._format import human_bytes, plural
 from daodask.drive import Progress, Steps, drive
 from daodask.errors import FeatureSpaceError, FormatError, FormatVersionError, suggest
 from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, Snapshot
-from daodask.format.spec import CHECKSUMS, SNAPSHOTS
+from daodask.format.spec import BY_GENE, CHECKSUMS, SNAPSHOTS
 from daodask.runners import Task, open_runner
 from daodask.snapshots import read_snapshot
 from daodask.storage import StoreLocation
@@ -115,7 +115,8 @@ def validate_store(
     """Check a store against its snapshot: reads every byte, block by block (computes).
 
     Looked at are size and SHA-256 of every file, the structure and values of each matrix, obs in the zarr group, in
-    parquet and as the snapshot sums it up, the genes of each dataset and of the feature spaces.
+    parquet and as the snapshot sums it up, the genes of each dataset and of the feature spaces, and copies by gene
+    against the rows.
 
     Parameters
     ----------
@@ -276,6 +277,10 @@ def _whole_tasks(dataset: StoreLocation, info: DatasetInfo, space: FeatureSpaceI
     yield _task("check-obs", "obs", checks.check_obs, dataset, info)
     for matrix in info.matrices:
         yield _task("check-matrix", matrix.name, checks.check_matrix, dataset, matrix, info.n_obs, space.n_vars)
+        if matrix.by_gene:
+            shape = info.n_obs, space.n_vars
+            where = f"{BY_GENE}/{matrix.name}"
+            yield _task("check-genes", where, checks.check_genes, dataset, matrix, shape, info.blocks)
     for array in info.obsm:
         yield _task("check-obsm", f"obsm/{array.name}", checks.check_obsm, dataset, array, info.n_obs)
 
@@ -290,6 +295,10 @@ def _block_tasks(dataset: StoreLocation, info: DatasetInfo, n_vars: int) -> dict
     for matrix in info.matrices:
         check = checks.check_matrix_block
         tasks[matrix.name] = [_task("check-block", matrix.name, check, dataset, matrix, n_vars, *b) for b in bounds]
+        if matrix.by_gene:
+            where, of_genes = f"{BY_GENE}/{matrix.name}", checks.check_gene_block
+            arguments = [(dataset, matrix, n_vars, number, *b) for number, b in enumerate(bounds)]
+            tasks[where] = [_task("check-genes", where, of_genes, *a) for a in arguments]
     return tasks
 
 
@@ -310,7 +319,7 @@ def _sums(info: DatasetInfo, by_part: Mapping[str, Sequence[Checked]]) -> Iterat
     for matrix in info.matrices:
         if matrix.name in complete:
             blocks: list[BlockSeen] = complete[matrix.name]
-            largest = max((b.largest for b in blocks), default=0.0)
+            largest = float(np.max([b.largest for b in blocks], initial=0.0))
             yield from _unequal(matrix.name, "number of non-zeros", matrix.nnz, sum(b.nnz for b in blocks))
             if np.isfinite(largest):
                 yield from _unequal(matrix.name, "largest value", matrix.largest, largest)

@@ -13,7 +13,7 @@ import pytest
 
 from daodask import BatchLoader
 from daodask.batches.schedule import Shuffled
-from daodask.buffers import _GRAIN, BufferPool
+from daodask.buffers import _WINDOW_GRAIN, BufferPool
 from daodask.gather import csr_of
 from daodask.testing import coordinate_counts, random_store
 
@@ -27,7 +27,7 @@ def kept(pool: BufferPool) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "uint16", "bool"])
-@pytest.mark.parametrize("shape", [10, (3, 4), 0, (0, 5), _GRAIN + 1])
+@pytest.mark.parametrize("shape", [10, (3, 4), 0, (0, 5), _WINDOW_GRAIN + 1])
 def test_an_array_is_as_asked_for(shape, dtype):
     array = BufferPool(2**30).empty(shape, dtype)
     assert type(array) is np.ndarray
@@ -80,27 +80,27 @@ def test_memory_comes_back_with_its_last_view(kind):
 
 def test_sizes_that_are_nearly_alike_share_memory():
     pool = BufferPool(2**30)
-    place = address(pool.empty(20 * _GRAIN - 5, np.uint8))
-    assert address(pool.empty(19 * _GRAIN + 5, np.uint8)) == place
-    assert address(pool.empty(15 * _GRAIN, np.uint8)) == place
+    place = address(pool.empty(20 * _WINDOW_GRAIN - 5, np.uint8))
+    assert address(pool.empty(19 * _WINDOW_GRAIN + 5, np.uint8)) == place
+    assert address(pool.empty(15 * _WINDOW_GRAIN, np.uint8)) == place
     # A small array does not take a large buffer, and a large one no small buffer.
     assert address(pool.empty(10, np.uint8)) != place
-    assert address(pool.empty(21 * _GRAIN, np.uint8)) != place
-    assert kept(pool) == (20 + 1 + 21) * _GRAIN
+    assert address(pool.empty(21 * _WINDOW_GRAIN, np.uint8)) != place
+    assert kept(pool) == (20 + 1 + 21) * _WINDOW_GRAIN
 
 
 def test_what_is_kept_and_on_loan_is_bounded():
-    pool = BufferPool(10 * _GRAIN)
-    loans = [pool.empty(2 * _GRAIN, np.uint8) for _ in range(8)]
-    assert (pool._on_loan, kept(pool)) == (16 * _GRAIN, 0)
+    pool = BufferPool(10 * _WINDOW_GRAIN)
+    loans = [pool.empty(2 * _WINDOW_GRAIN, np.uint8) for _ in range(8)]
+    assert (pool._on_loan, kept(pool)) == (16 * _WINDOW_GRAIN, 0)
     del loans[:5]
     # 6 are on loan, and so 4 may be kept.
-    assert (pool._on_loan, kept(pool)) == (6 * _GRAIN, 4 * _GRAIN)
-    loans.append(pool.empty(7 * _GRAIN, np.uint8))
-    assert (pool._on_loan, kept(pool)) == (13 * _GRAIN, 0)
+    assert (pool._on_loan, kept(pool)) == (6 * _WINDOW_GRAIN, 4 * _WINDOW_GRAIN)
+    loans.append(pool.empty(7 * _WINDOW_GRAIN, np.uint8))
+    assert (pool._on_loan, kept(pool)) == (13 * _WINDOW_GRAIN, 0)
     loans.clear()
     assert pool._on_loan == 0
-    assert kept(pool) <= 10 * _GRAIN
+    assert kept(pool) <= 10 * _WINDOW_GRAIN
     assert BufferPool(0).empty(5, np.uint8).nbytes == 5
 
 
@@ -127,13 +127,13 @@ def test_memory_that_comes_back_while_the_pool_is_at_work_is_no_deadlock():
     array = pool.empty(10, np.uint8)
     with pool._lock:  # as where garbage is collected in the midst of a request
         del array
-    assert (pool._on_loan, len(pool._returned)) == (_GRAIN, 1)
+    assert (pool._on_loan, len(pool._returned)) == (_WINDOW_GRAIN, 1)
     again = pool.empty(10, np.uint8)
-    assert (pool._on_loan, kept(pool), again.nbytes) == (_GRAIN, 0, 10)
+    assert (pool._on_loan, kept(pool), again.nbytes) == (_WINDOW_GRAIN, 0, 10)
 
 
 def test_many_threads():
-    pool = BufferPool(6 * _GRAIN)
+    pool = BufferPool(6 * _WINDOW_GRAIN)
     barrier = threading.Barrier(4)
 
     def work(number: int) -> None:
@@ -153,7 +153,7 @@ def test_many_threads():
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
     assert pool._on_loan == 0
-    assert kept(pool) <= 6 * _GRAIN
+    assert kept(pool) <= 6 * _WINDOW_GRAIN
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -179,7 +179,7 @@ def test_windows_take_turns_in_the_same_memory(tmp_path):
     loader = BatchLoader(store, 10, schedule=Shuffled(run_rows=4, window_rows=20), memory="128MiB")
     places = set()
     for batch in loader:
-        places.add(address(batch.X.data) // _GRAIN)
+        places.add(address(batch.X.data) // _WINDOW_GRAIN)
     # 20 windows in the memory of a few.
     pool = loader._reader.pool
     assert (pool._on_loan + kept(pool)) <= 128 * 2**20

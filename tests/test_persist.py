@@ -8,6 +8,7 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from distributed import wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from daodask.errors import UnknownNameError
 from daodask.sparse import CSRBlock
 from daodask.store import Store
 from daodask.testing import coordinate_counts, random_store
-from daodask.testing.recording import recording
+from daodask.testing.recording import Request, recording
 
 SIZES, N_VARS = (70, 0, 33), 32
 N_OBS = sum(SIZES)
@@ -103,13 +104,48 @@ def replace_selection(store: Store, other: Store) -> Store:
     return replace(store, selection=other.selection)
 
 
-def test_loading_takes_matrices_from_memory(held):
+def of_cells(requests: list[Request]) -> list[Request]:
+    """Requests for matrices and metadata of cells."""
+    return [request for request in requests if "/datasets/" in f"/{request.path}"]
+
+
+@pytest.mark.parametrize("which", sorted(BASES))
+def test_loading_takes_all_of_it_from_memory(held, store, which):
+    rows, genes = BASES[which]
+    odd = rows[rows % 2 == 1]
+    read = store[odd] if len(genes) == N_VARS else store[odd, genes]
+    expected, whole = read.to_anndata(), (store[rows]).to_anndata().obs
     with recording() as requests:
-        adata = held["all"].to_anndata()
-        made = held["all"][:, ["gene3"]].to_xarray(obs=["odd"])["X"].groupby("odd").mean().compute()
-    assert not [request for request in requests if "/X/" in request.path or "/layers/" in request.path]
-    np.testing.assert_array_equal(adata.X.toarray(), COUNTS)
-    np.testing.assert_allclose(made.data.ravel(), [COUNTS[::2, 3].mean(), COUNTS[1::2, 3].mean()], rtol=1e-6)
+        adata = held[which][rows % 2 == 1].to_anndata()
+        lazy = held[which].to_anndata(lazy=True)
+        with xr.set_options(use_flox=False):
+            made = held[which][:, ["gene4"]].to_xarray(obs=["odd"])["X"].groupby("odd").mean().compute()
+    assert not of_cells(requests)
+    assert (adata.X != expected.X).nnz == 0
+    pd.testing.assert_frame_equal(adata.obs, expected.obs)
+    pd.testing.assert_frame_equal(lazy.obs, whole)
+    means = [COUNTS[rows[rows % 2 == k], 4].mean() for k in (0, 1) if (rows % 2 == k).any()]
+    np.testing.assert_allclose(made.data.ravel(), means, rtol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["all", "cells"])
+def test_conditions_and_counts_take_obs_from_memory(held, store, which):
+    rows, _ = BASES[which]
+    plain = store[rows]
+
+    def narrowed(one: Store) -> list[object]:
+        return [
+            one.subset("row > 20 and score < 0.9").selection.store_rows.tolist(),
+            one.subset(lambda obs: obs["obs_names"].str.endswith("3"), columns=["obs_names"]).n_obs,
+            one.subset(cell_type="B cell")[:10].value_counts("cell_type").to_dict(),
+            one.value_counts("row").to_dict(),
+            one.sample(frac=0.3, by="cell_type").selection.store_rows.tolist(),
+        ]
+
+    expected = narrowed(plain)
+    with recording() as requests:
+        assert narrowed(held[which]) == expected
+    assert not of_cells(requests)
 
 
 def test_a_copy_reads_the_store(held):

@@ -28,6 +28,7 @@ PUBLIC = (
     "VacuumPlan",
     "__version__",
     "build_store",
+    "cache",
     "export_store",
     "group_means",
     "highly_variable_genes",

@@ -133,6 +133,38 @@ def test_a_task_that_kills_its_workers_is_told_in_our_words(client: Client) -> N
         time.sleep(0.05)
 
 
+def test_a_shared_value_that_is_lost_while_it_is_sent_is_sent_again(client: Client) -> None:
+    with open_runner(client) as runner:
+        shared = runner.share([1, 2, 3])
+        runner.submit("before", Task("sum", sum, (shared,)))
+        assert [o.result for o in runner.outcomes()] == [6]
+        client.cancel([shared.copy], force=True)
+        # What the client says of a copy that was lost while another worker was still waited for.
+        shared.copy._state.finish()
+        assert shared.copy.status == "finished"
+        for tag in (1, 2):
+            runner.submit(tag, Task("sum", sum, (shared, tag)))
+        assert {o.tag: (o.result, o.error) for o in runner.outcomes()} == {1: (7, None), 2: (8, None)}
+
+
+@pytest.mark.parametrize("error", [OSError("closed"), KeyError("tcp://127.0.0.1:1")], ids=type)
+def test_a_worker_that_dies_while_it_is_sent_a_shared_value(
+    client: Client, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    scatter, errors = client.scatter, [error, error]
+
+    def scattered(*arguments: object, **options: object) -> object:
+        if errors:
+            raise errors.pop()
+        return scatter(*arguments, **options)
+
+    monkeypatch.setattr(client, "scatter", scattered)
+    with open_runner(client) as runner:
+        runner.submit("sum", Task("sum", sum, (runner.share([1, 2, 3]),)))
+        assert [told(o) for o in runner.outcomes()] == [("sum", 6, "")]
+    assert errors == []
+
+
 def test_a_result_that_is_lost_with_its_worker_is_made_again(client: Client) -> None:
     with open_runner(client) as runner:
         for tag in range(8):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import tracemalloc
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from dask._task_spec import convert_legacy_graph
 
 import daodask
 from daodask.testing.described import described_store
@@ -47,6 +49,14 @@ def kept_bytes(make: Callable[[], Any]) -> tuple[Any, int]:
         tracemalloc.stop()
 
 
+def is_small(graph: Mapping[Any, Any]) -> None:
+    """What a scheduler is sent, and what a worker is sent of it, by a tenth of the tasks."""
+    some = {key: graph[key] for key in itertools.islice(graph, N_BLOCKS // 10)}
+    assert len(pickle.dumps(some)) < 150 * len(some)
+    tasks = convert_legacy_graph(some)
+    assert max(len(pickle.dumps(tasks[key])) for key in itertools.islice(tasks, 0, None, 50)) < 1_000
+
+
 def test_opening_is_a_listing_and_a_read_however_many_datasets(url: str) -> None:
     small = f"small-{uuid.uuid4().hex}"
     described_store(f"memory://{small}", 2, 10)
@@ -80,8 +90,7 @@ def test_the_graph_of_x_is_a_task_a_block(url: str) -> None:
     assert X.npartitions == N_BLOCKS
     assert len(X.__dask_graph__()) == N_BLOCKS + 1  # and the genes, which all tasks refer to
     assert n_bytes < 200e6
-    # What a scheduler is sent for a block.
-    assert len(pickle.dumps(dict(X.__dask_graph__()))) < 150 * N_BLOCKS
+    is_small(dict(X.__dask_graph__()))
 
 
 def test_the_graph_of_cells_at_random_is_no_larger_than_they_are(few: daodask.Store) -> None:
@@ -97,7 +106,11 @@ def test_the_dataframe_of_all_cells_is_a_partition_a_block(store: daodask.Store)
     assert obs.npartitions == N_BLOCKS
     assert obs.divisions[:2] == (0, BLOCK_ROWS)
     assert obs.divisions[-1] == N_DATASETS * N_OBS - 1
-    assert n_bytes < 200e6
+    # As tasks, of which a tenth is made.
+    graph, tenth = kept_bytes(lambda: obs.partitions[: N_BLOCKS // 10].optimize().__dask_graph__())
+    assert len(graph) == N_BLOCKS // 10
+    assert n_bytes + 10 * tenth < 200e6
+    is_small(graph)
 
 
 def test_names_of_graphs_tell_reads_apart(store: daodask.Store, few: daodask.Store) -> None:

@@ -8,19 +8,21 @@ done (only zarr-python knows the array), rows come from a CSR matrix, and look t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Protocol
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from daodask.analysis.transforms import Normalise, Transform
 from daodask.arrays import Array, open_array, take
-from daodask.blocks import BlockAddress, read_matrix, read_obs
+from daodask.blocks import BlockAddress, read_matrix, read_measured_by_source, read_obs
+from daodask.by_gene import read_totals
 from daodask.errors import CorruptStoreError
 from daodask.format.manifest import ObsColumn
-from daodask.format.spec import VAR_MEASURED
+from daodask.format.spec import SOURCE_DATASET, VAR_MEASURED
 from daodask.gather import csr_of, decode_into
 from daodask.types import CSR, AnyArray, BoolArray, Int64Array
 
@@ -192,10 +194,21 @@ class _Buffers:
 
 @dataclass(frozen=True, eq=False)
 class StoredBlock:
-    """A block of a store, of which nothing is read before it is asked for."""
+    """A block of a store, of which nothing is read before it is asked for.
+
+    Parameters
+    ----------
+    reading
+        What is read.
+    address
+        Of which cells.
+    source
+        The study that all cells are of, where a dataset was shuffled of several.
+    """
 
     reading: Reading
     address: BlockAddress
+    source: str | None = None
     _buffers: _Buffers = field(default_factory=_Buffers, repr=False)
 
     @property
@@ -218,12 +231,25 @@ class StoredBlock:
 
     @cached_property
     def measured(self) -> BoolArray | None:
-        """Which of the genes the dataset measured, where that is to be heeded (computes)."""
+        """Which of the genes the cells' study measured, where that is to be heeded (computes)."""
         if not self.reading.measured:
             return None
-        stored = open_array(self.address.dataset, f"var/{VAR_MEASURED}").read(0, self.reading.n_stored_vars)
-        mask: BoolArray = stored.astype(bool)
+        if self.source is not None:
+            mask = read_measured_by_source(self.address.dataset)[self.source]
+        else:
+            stored = open_array(self.address.dataset, f"var/{VAR_MEASURED}").read(0, self.reading.n_stored_vars)
+            mask = stored.astype(bool)
         return mask if self.reading.genes is None else mask[self.reading.genes]
+
+    def by_study(self) -> list[StoredBlock]:
+        """The block itself, or cut by study where it matters what each of several has measured (computes)."""
+        named = any(column.name == SOURCE_DATASET for column in self.reading.schema)
+        # A study may have brought a column of the name.
+        if not self.reading.measured or not named or not read_measured_by_source(self.address.dataset):
+            return [self]
+        r, rows = self.reading, self.address.local_rows
+        study = read_obs(self.address, r.schema, r.dataset_ids, [SOURCE_DATASET])[SOURCE_DATASET].to_numpy()
+        return [StoredBlock(r, replace(self.address, rows=rows[study == name]), str(name)) for name in pd.unique(study)]
 
     @property
     def X(self) -> CSR:
@@ -231,15 +257,33 @@ class StoredBlock:
         r = self.reading
         if r.transform is None:
             return read_matrix(self.address, r.matrix, r.genes, r.dtype)
-        whole = read_matrix(self.address, r.matrix, None, r.dtype)
+        few = self._few_genes()
+        whole = read_matrix(self.address, r.matrix, None, r.dtype) if few is None else few
         rows = self._transformed(_csr_rows(whole, r.lookup))
         values = rows.values.astype(r.dtype)
         changed = csr_of(values, whole.indices, whole.indptr, whole.shape)
         if r.genes is None:
             return changed
-        selected: CSR = changed[:, r.genes]
+        selected: CSR = changed[:, r.genes if few is None else np.arange(r.n_vars)]
         selected.sort_indices()
         return selected
+
+    def _few_genes(self) -> CSR | None:
+        """The selected genes, where they are to be read from the matrix's copy by gene (computes).
+
+        Where cells are normalised by their totals, a column follows with what each has of all other genes.
+        """
+        r, block = self.reading, self.address
+        copy = block.by_gene(r.matrix, r.genes)
+        if copy is None or r.counted is not None:
+            return None
+        if not isinstance(r.transform, Normalise):
+            return read_matrix(block, r.matrix, r.genes, r.dtype)
+        # As float32 holds the counts of a gene, but not those of a cell.
+        genes = read_matrix(block, r.matrix, r.genes, "float64")
+        others = read_totals(block.dataset, copy, block.local_rows) - np.asarray(genes.sum(axis=1)).ravel()
+        both: CSR = sp.hstack([genes, sp.csr_matrix(others[:, None])], format="csr")
+        return both
 
     def rows(self) -> Iterator[Rows]:
         """All rows, in order, with transformed values (computes)."""
@@ -248,6 +292,11 @@ class StoredBlock:
 
     def _stored_rows(self) -> Iterator[Rows]:
         r = self.reading
+        few = self._few_genes()
+        if few is not None:
+            # What is no gene is not selected.
+            yield _csr_rows(few, np.append(_identity(r.n_vars), np.array(r.n_vars, _narrow(r.n_vars))))
+            return
         arrays = [open_array(self.address.dataset, f"{r.matrix}/{name}") for name in ("indices", "data")]
         indptr = open_array(self.address.dataset, f"{r.matrix}/indptr")
         local = self.address.local_rows

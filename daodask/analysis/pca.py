@@ -13,8 +13,11 @@ import pandas as pd
 from daodask.analysis.blocks import Block
 from daodask.analysis.run import compute, resolve_transform
 from daodask.analysis.transforms import Normalise, Transform
+from daodask.blocks import read_measured_by_source
 from daodask.errors import SpecError
+from daodask.format.spec import SOURCE_DATASET
 from daodask.store import Store
+from daodask.types import BoolArray
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -184,6 +187,7 @@ def pca(
     genes: object = None,
     layer: str | None = None,
     transform: Transform = Normalise(),  # noqa: B008  frozen
+    measured_only: bool = False,
     client: Client | None = None,
     threads: int = 0,
 ) -> PrincipalComponents:
@@ -200,13 +204,15 @@ def pca(
         How many; at most as many as there are genes, and one less than cells.
     genes
         Which of the store's genes, as ``store[:, genes]`` takes them: ids, or a mask such as the column
-        ``highly_variable`` of :func:`daodask.highly_variable_genes`. All by default. Take genes that all studies
-        measured, ``store.measured.all(axis=1)``: of others the components tell by which study a cell is, and there is
-        no ``measured_only`` here, as a cell has no place along a component of genes that are not known of it.
+        ``highly_variable`` of :func:`daodask.highly_variable_genes`. All by default.
     layer
         The layer to read in place of ``X``.
     transform
         Of the values: by default logarithms of counts per 10,000.
+    measured_only
+        Leave out genes that not all studies of the selected cells measured: where zeros stand for what was not
+        measured, components tell studies apart. It leaves out genes and not, as elsewhere, cells: along a component of
+        genes that are not known of it a cell has no place. The loadings say which genes are left.
     client, threads
         See :func:`daodask.pseudobulk`.
 
@@ -221,6 +227,8 @@ def pca(
         There are fewer cells or genes than ``n_comps`` asks for, or so many genes that their covariance is too large.
     """
     chosen = store if genes is None else store[:, genes.to_numpy() if isinstance(genes, pd.Series) else genes]
+    if measured_only:
+        chosen = chosen[:, _measured_by_all(chosen)]
     most = min(chosen.n_vars, store.n_obs - 1)
     if not 1 <= n_comps <= most:
         shape = f"{chosen.n_vars} genes and {store.n_obs} cells"
@@ -240,6 +248,19 @@ def pca(
     loadings = pd.DataFrame(vectors, index=chosen.var_names, columns=names)
     ratio = variance / total if total > 0 else np.zeros(n_comps)
     return PrincipalComponents(loadings, found.mean, variance, ratio, transform, layer)
+
+
+def _measured_by_all(store: Store) -> BoolArray:
+    """Which of the selected genes all studies measured that the selected cells are of (computes, small)."""
+    found: BoolArray = store.measured.all(axis=1).to_numpy()
+    if SOURCE_DATASET not in store.obs_columns:
+        return found
+    studies = store.value_counts(SOURCE_DATASET).index
+    for dataset in store.selection.datasets:
+        masks = read_measured_by_source(store.location / store.snapshot.dataset[dataset].path)
+        for mask in (mask for name, mask in masks.items() if name in studies):
+            found = found & (mask if store.selection.genes is None else mask[store.selection.genes])
+    return found
 
 
 def _largest(covariance: Float64Array, n: int) -> tuple[Float64Array, Float64Array]:

@@ -243,7 +243,7 @@ def resolve_transform(
 
 
 def _reduce_task(reducer: Reducer[P, Any], reading: Reading, blocks: Sequence[BlockAddress]) -> P:
-    return fold(reducer, [StoredBlock(reading, block) for block in blocks])
+    return fold(reducer, [part for block in blocks for part in StoredBlock(reading, block).by_study()])
 
 
 def _on_threads(reducer: Reducer[P, Any], plan: Plan, threads: int) -> P:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from daodask.format.manifest import DatasetInfo
-from daodask.format.spec import MEASURED_BY_SOURCE, SOURCE_DATASET
-from daodask.storage import StoreLocation
+from daodask.blocks import read_measured_by_source
+from daodask.format.spec import SOURCE_DATASET
 from daodask.store import Store
 from daodask.types import AnyArray, BoolArray, Int64Array
 
@@ -45,27 +43,20 @@ def read_measured(store: Store) -> Measured:
     """What the selected datasets measured of the selected genes (computes, small); of others nothing is."""
     ids, known = store.dataset_ids, store.measured
     masks = [known[i].to_numpy() if i in known else np.zeros(store.n_vars, dtype=np.bool_) for i in ids]
-    shuffled = {n: store.snapshot.dataset[i] for n, i in enumerate(ids) if i in known and _sources(store, i)}
+    shuffled = {n: found for n, i in enumerate(ids) if i in known and (found := _of_sources(store, i))}
     if not shuffled:
         return Measured(np.array(masks, dtype=np.bool_).reshape(len(ids), store.n_vars))
     labels = next(c.categories for c in store.obs_schema if c.name == SOURCE_DATASET)
     rows = np.repeat(np.arange(len(ids), dtype=np.int64)[:, None], len(labels) + 1, axis=1)
-    for number, info in shuffled.items():
-        for label, mask in _read_masks(store.location, info).items():
+    for number, by_source in shuffled.items():
+        for label, mask in by_source.items():
             rows[number, labels.index(label)] = len(masks)
             masks.append(mask if store.selection.genes is None else mask[store.selection.genes])
     return Measured(np.array(masks, dtype=np.bool_), rows)
 
 
-def _sources(store: Store, dataset: str) -> bool:
+def _of_sources(store: Store, dataset: str) -> dict[str, BoolArray]:
     info = store.snapshot.dataset[dataset]
     # A study may have brought a column of the name.
     named = any(c.name == SOURCE_DATASET for c in info.columns)
-    return named and (store.location / info.path / MEASURED_BY_SOURCE).exists()
-
-
-def _read_masks(location: StoreLocation, info: DatasetInfo) -> dict[str, BoolArray]:
-    where = location / info.path / MEASURED_BY_SOURCE
-    with where.fs.open(where.path, "rb") as file:
-        table = pq.read_table(file)
-    return {name: table.column(name).to_numpy() for name in table.column_names}
+    return read_measured_by_source(store.location / info.path) if named else {}

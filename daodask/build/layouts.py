@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from daodask.build.by_gene import GeneBlock
 from daodask.build.matrices import staged_index
 from daodask.build.receipts import BlockReceipt, FileReceipt
-from daodask.build.tasks import MatrixJob, Piece, Shard, StudyJob
+from daodask.build.tasks import MatrixJob, Piece, Shard, StudyJob, obsm_chunk_rows
 from daodask.format.chunks import shard_bounds
-from daodask.format.groups import CSRLayout
+from daodask.format.groups import CSRLayout, GeneLayout
 from daodask.format.manifest import MatrixInfo
-from daodask.format.spec import exact_integer_dtype, index_dtype, served_dtype
+from daodask.format.spec import block_row_dtype, exact_integer_dtype, index_dtype, served_dtype
 from daodask.types import Int64Array
 
-__all__ = ["checksums_of", "final_dtype", "lay_out", "matrix_info", "pieces_of", "shards_of"]
+__all__ = ["checksums_of", "final_dtype", "gene_blocks_of", "lay_out", "matrix_info", "pieces_of", "shards_of"]
 
 
 def lay_out(job: StudyJob, matrix: MatrixJob, staged: Sequence[BlockReceipt]) -> CSRLayout:
@@ -36,6 +37,21 @@ def lay_out(job: StudyJob, matrix: MatrixJob, staged: Sequence[BlockReceipt]) ->
         chunk_length=chunk,
         data_shard=job.layout.shard_length(chunk, nnz, dtype.itemsize),
         index_shard=job.layout.shard_length(chunk, nnz, indices.itemsize),
+        by_gene=_lay_out_by_gene(job, [r.nnz for r in receipts]) if job.layout.is_by_gene(matrix.name) else None,
+    )
+
+
+def _lay_out_by_gene(job: StudyJob, nnz: Sequence[int]) -> GeneLayout:
+    """Cutting by gene of a matrix of which each block has so many non-zeros."""
+    most, layout = max(nnz, default=0), job.layout
+    return GeneLayout(
+        block_rows=layout.block_rows,
+        n_blocks=len(nnz),
+        chunk_length=layout.gene_chunk_length(most),
+        shard_length=layout.gene_shard_length(most),
+        row_dtype=block_row_dtype(layout.block_rows).name,
+        bound_dtype=index_dtype(most, 0).name,
+        total_rows=obsm_chunk_rows(job),
     )
 
 
@@ -62,6 +78,16 @@ def shards_of(layout: CSRLayout, staged: Sequence[BlockReceipt]) -> Iterator[Sha
             yield Shard(layout.name, path, number, dtype, dtypes, layout.chunk_length, length, pieces)
 
 
+def gene_blocks_of(layout: CSRLayout, staged: Sequence[BlockReceipt]) -> Iterator[GeneBlock]:
+    """The blocks of a matrix to store by gene, if it is to be."""
+    cut = layout.by_gene
+    if cut is None:
+        return
+    for block, receipt in enumerate(staged):
+        found = receipt.matrices[layout.name]
+        yield GeneBlock(layout.name, block, found.nnz, layout.data_dtype, found.dtype, cut)
+
+
 def pieces_of(bounds: Int64Array, start: int, stop: int) -> Iterator[Piece]:
     """Which elements of which blocks make up ``[start, stop)``."""
     first = int(np.searchsorted(bounds, start, side="right")) - 1
@@ -85,4 +111,5 @@ def matrix_info(layout: CSRLayout, kind: str, staged: Sequence[BlockReceipt]) ->
     integral = all(r.integral for r in receipts)
     found = kind if layout.name == "X" else "counts" if integral else "other"
     largest = max((r.largest for r in receipts), default=0.0)
-    return MatrixInfo(layout.name, found, layout.data_dtype, layout.nnz, largest)
+    by_gene = layout.by_gene.chunk_length if layout.by_gene is not None else 0
+    return MatrixInfo(layout.name, found, layout.data_dtype, layout.nnz, largest, by_gene)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from daodask.buffers import reused_empty
 from daodask.errors import StreamlineError
 from daodask.format.spec import exact_integer_dtype
 from daodask.types import CSR, AnyArray, Int64Array
@@ -120,11 +121,10 @@ class _Map:
         """Values, columns and row bounds after mapping; ``None`` where a sum is larger than allowed."""
         from daodask.kernels import place_rows
 
-        columns = np.empty(len(values), dtype=staged_index(self.n_vars))
-        placed = np.empty(len(values), dtype=out)
+        columns, placed = reused_empty(len(values), staged_index(self.n_vars)), reused_empty(len(values), out)
         indptr = np.empty(len(block.indptr), dtype=np.int64)
         n, strange, exceeded = place_rows(
-            block.indices[: len(values)],
+            _unsigned(block.indices[: len(values)], len(self.lookup) - 1),
             values,
             block.indptr,
             self.lookup,
@@ -139,6 +139,13 @@ class _Map:
                 f"write or download it again"
             )
         return None if exceeded else (placed[:n], columns[:n], indptr)
+
+
+def _unsigned(columns: AnyArray, beyond: int) -> npt.NDArray[np.uint32]:
+    """Column numbers as the kernel takes them: what is negative becomes very large, what would not fit, ``beyond``."""
+    if columns.dtype.itemsize == 4:
+        return columns.view(np.uint32)
+    return np.minimum(columns.astype(np.int64).view(np.uint64), np.uint64(beyond)).astype(np.uint32)
 
 
 # -- counts --------------------------------------------------------------------------------------------------------

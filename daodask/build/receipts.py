@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -196,7 +196,16 @@ def _checksum(parts: Iterable[bytes | memoryview]) -> int:
     return checksum
 
 
-def write_file(dataset: StoreLocation, path: str, data: bytes | memoryview) -> FileReceipt:
-    """Write a file of a dataset."""
-    (dataset / path).write(data if isinstance(data, bytes) else [data])
-    return FileReceipt(path, len(data), hashlib.sha256(data).hexdigest())
+def write_file(dataset: StoreLocation, path: str, data: bytes | Iterable[bytes]) -> FileReceipt:
+    """Write a file of a dataset, from parts as they come."""
+    size, digest = 0, hashlib.sha256()
+
+    def passing() -> Iterator[bytes]:
+        nonlocal size
+        for part in [data] if isinstance(data, bytes) else data:
+            size += len(part)
+            digest.update(part)
+            yield part
+
+    (dataset / path).write(passing())
+    return FileReceipt(path, size, digest.hexdigest())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import fnmatch
 import os
 import posixpath
 import re
@@ -249,7 +250,17 @@ def _build_spec(document: object, base: StoreLocation | None) -> BuildSpec:
     schema = read_schema(top, schema_name)
     for number, study in enumerate(studies):
         _refuse_measured(study, schema, f"studies[{number}]")
-    return BuildSpec(features, studies, schema, _layout(top), read_shuffle(top))
+    layout = _layout(top)
+    _refuse_unmatched(layout, studies)
+    return BuildSpec(features, studies, schema, layout, read_shuffle(top))
+
+
+def _refuse_unmatched(layout: Layout, studies: Iterable[StudySpec]) -> None:
+    """Refuse a pattern of matrices to store by gene that is of none."""
+    matrices = {"X", *(f"layers/{name}" for study in studies for name in study.layers)}
+    for pattern in layout.by_gene:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in matrices):
+            raise SpecError(f"layout.by_gene: no study has a matrix {pattern!r}; {suggest(pattern, sorted(matrices))}")
 
 
 def _refuse_measured(study: StudySpec, schema: Iterable[SchemaColumn], path: str) -> None:
@@ -337,14 +348,19 @@ def _values(parent: Section, kind: str, dtype: str) -> tuple[str, str]:
 
 def _keep(section: Section, default: tuple[str, ...]) -> tuple[str, ...]:
     """Patterns of the source columns to keep."""
-    value = section.get("keep")
+    return _patterns(section, "keep", default)
+
+
+def _patterns(section: Section, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    """``all``, ``none`` or patterns."""
+    value = section.get(key)
     if value is None:
         return default
     if isinstance(value, str):
         if value not in ("all", "none"):
-            raise expected(section.at("keep"), "all, none or a list of patterns", value)
+            raise expected(section.at(key), "all, none or a list of patterns", value)
         return ("*",) if value == "all" else ()
-    return texts(value, section.at("keep"))
+    return texts(value, section.at(key))
 
 
 def _names(section: Section, default: str) -> str:
@@ -353,13 +369,14 @@ def _names(section: Section, default: str) -> str:
 
 
 def _layout(top: Section) -> Layout:
-    section = top.section("layout", ("block_rows", "codec", "chunk_rows", "shard_bytes"))
+    section = top.section("layout", ("block_rows", "codec", "chunk_rows", "shard_bytes", "by_gene"))
     default = Layout()
     return Layout(
         block_rows=section.positive("block_rows", default.block_rows),
         codec=section.choice("codec", CODECS, default.codec),
         chunk_rows=section.positive("chunk_rows", default.chunk_rows),
         shard_bytes=_nbytes(section, "shard_bytes", default.shard_bytes),
+        by_gene=_patterns(section, "by_gene", default.by_gene),
     )
 
 

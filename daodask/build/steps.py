@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from daodask.build.by_gene import write_gene_block
 from daodask.build.depth import Depth
-from daodask.build.layouts import checksums_of, lay_out, matrix_info, shards_of
+from daodask.build.layouts import checksums_of, gene_blocks_of, lay_out, matrix_info, shards_of
 from daodask.build.phases import sum_phases
 from daodask.build.plan import BuildPlan, Recipe
 from daodask.build.qc import join_ranges
@@ -61,10 +63,13 @@ def build_study(plan: BuildPlan, recipe: Recipe, source: Any) -> Steps[tuple[Dat
     blocks = range(len(job.blocks) - 1)
     staged: list[BlockReceipt] = yield "stage", [Task("stage-block", stage_block, (job, source, b)) for b in blocks]
     layouts = tuple(lay_out(job, m, staged) for m in job.matrices)
-    shards = [shard for layout in layouts for shard in shards_of(layout, staged)]
+    # The largest first, so that no worker is left alone with it at the end.
+    shards = sorted((s for layout in layouts for s in shards_of(layout, staged)), key=lambda s: s.nbytes, reverse=True)
     tasks = [Task("encode-shard", write_shard, (job, s)) for s in shards]
+    by_gene = [block for layout in layouts for block in gene_blocks_of(layout, staged)]
+    tasks += [Task("encode-genes", write_gene_block, (job, b)) for b in by_gene]
     frames = _frames(plan, recipe, layouts)
-    written: list[FilesReceipt] = yield "write", [*tasks, Task("write-frames", write_frames, (job, source, frames))]
+    written: list[FilesReceipt] = yield "write", [Task("write-frames", write_frames, (job, source, frames)), *tasks]
     files = [f for block in staged for f in block.files] + [f for task in written for f in task.files]
     checksums = checksums_of(files)
     # Before the look at all of them: a dataset that has them is not removed by another builder that fails.
@@ -98,7 +103,8 @@ def _study_job(plan: BuildPlan, recipe: Recipe) -> StudyJob:
         obsm=recipe.facts.obsm,
         blocks=recipe.blocks,
         n_vars=len(recipe.space.features),
-        layout=plan.layout,
+        # What will be shuffled is read by rows alone.
+        layout=plan.layout if plan.shuffle.kind == "none" else replace(plan.layout, by_gene=()),
         fingerprint=recipe.facts.fingerprint,
         transpositions=_transpositions(plan, recipe),
         qc=recipe.qc,

@@ -42,7 +42,7 @@ from daodask.build.staging import StagedMatrix
 from daodask.build.streamline import streamline_obs, summarise
 from daodask.build.transpose import Transposition
 from daodask.errors import CorruptStoreError, SourceError
-from daodask.format.chunks import encode_shard, shard_key
+from daodask.format.chunks import shard_key, shard_parts
 from daodask.format.codecs import Codec
 from daodask.format.groups import CSRLayout, ObsmLayout, encode_group, encode_obs_parquet
 from daodask.format.manifest import ObsmInfo
@@ -211,6 +211,13 @@ class StudyJob:
         """Where ``data``, ``indices`` or row ``lengths`` of a staged block are, raw and little-endian."""
         return self.scratch / _staged_path(block, matrix, what)
 
+    def read_staged(
+        self, block: int, matrix: str, what: str, dtype: np.dtype[Any], bounds: tuple[int, int]
+    ) -> AnyArray:
+        """Elements between bounds of a staged array."""
+        start, stop = (bound * dtype.itemsize for bound in bounds)
+        return self.scratch.read_ranges([(_staged_path(block, matrix, what), start, stop)]).view(dtype)
+
     def stage(self, block: int, matrix: str, what: str, parts: Sequence[memoryview]) -> ScratchFile:
         """Write them."""
         return write_scratch(self.scratch, _staged_path(block, matrix, what), parts)
@@ -372,6 +379,11 @@ class Shard:
     shard_length: int
     pieces: tuple[Piece, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return sum(piece.stop - piece.start for piece in self.pieces) * np.dtype(self.dtype).itemsize
+
 
 def write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
     """Put a shard together from staged blocks, encode it and write it with one request."""
@@ -381,10 +393,9 @@ def write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
 
 def _write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
     clock = Stopwatch()
-    with clock("encode"):
-        values = clock.each("read", _shard_values(job, shard))
-        encoded = encode_shard(values, shard.chunk_length, shard.shard_length, job.codec)
     with clock("write"):
+        values = clock.each("read", _shard_values(job, shard))
+        encoded = clock.each("encode", shard_parts(values, shard.chunk_length, shard.shard_length, job.codec))
         file = write_file(job.dataset, f"{shard.path}/{shard_key(shard.number)}", encoded)
     return FilesReceipt((file,), clock.seconds)
 
@@ -393,11 +404,10 @@ def _shard_values(job: StudyJob, shard: Shard) -> Iterator[AnyArray]:
     """The values of a shard in its dtype, a few at a time."""
     what = shard.path.rpartition("/")[2]
     for piece, dtype in zip(shard.pieces, shard.staged_dtypes, strict=True):
-        path, staged = _staged_path(piece.block, shard.matrix, what), np.dtype(dtype)
         for start in range(piece.start, piece.stop, _READ_VALUES):
-            stop = min(start + _READ_VALUES, piece.stop)
-            data = job.scratch.read_ranges([(path, start * staged.itemsize, stop * staged.itemsize)])
-            yield data.view(staged).astype(shard.dtype, copy=False)
+            bounds = start, min(start + _READ_VALUES, piece.stop)
+            values = job.read_staged(piece.block, shard.matrix, what, np.dtype(dtype), bounds)
+            yield values.astype(shard.dtype, copy=False)
 
 
 # -- frames --------------------------------------------------------------------------------------------------------

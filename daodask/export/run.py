@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from daodask._format import human_bytes, human_count, plural, public_url
@@ -17,7 +18,7 @@ from daodask.build.known import members_of
 from daodask.build.report import BuildReport
 from daodask.build.shuffling import ShuffleSpec
 from daodask.drive import Progress, drive
-from daodask.errors import SpecError, suggest
+from daodask.errors import SpecError, UnknownNameError, suggest
 from daodask.export.content import Content, content_of
 from daodask.export.datasets import spec_of
 from daodask.export.h5ad import write_h5ad
@@ -97,6 +98,7 @@ def export_store(
     dtype: str | None = None,
     codec: str | None = None,
     block_rows: int = DEFAULT_BLOCK_ROWS,
+    by_gene: Sequence[str] | None = None,
     shuffle: str = "none",
     seed: int = 0,
     overwrite: bool = False,
@@ -130,6 +132,9 @@ def export_store(
         Of the arrays. h5ad: ``"none"`` (default) or ``"gzip"``; others ``"lz4"`` (default), ``"zstd"`` or ``"none"``.
     block_rows
         Cells that are read at once, and those of a block of another store.
+    by_gene
+        Of another store alone: patterns of the matrices (``"X"``, ``"layers/*"``) to store by gene, too; by default
+        those of which some selected dataset has a copy by gene.
     shuffle, seed
         Of another store alone: ``"within"`` each dataset, or ``"global"``, over all of them, as a build does it.
     overwrite
@@ -168,9 +173,10 @@ def export_store(
     kind = _kind(location, format)
     if block_rows < 1:
         raise SpecError(f"block_rows: expected at least 1, got {block_rows}")
-    job = _Job(
-        store, location, layers, dtype, codec, block_rows, _shuffle(kind, shuffle, seed), overwrite, client, threads
-    )
+    if by_gene is not None and kind != "store":
+        raise SpecError(f"by_gene: expected none for {kind}, got {by_gene!r}; export to a store")
+    shuffled = _shuffle(kind, shuffle, seed)
+    job = _Job(store, location, layers, dtype, codec, block_rows, by_gene, shuffled, overwrite, client, threads)
     began = time.monotonic()
     with open_progress(progress) as shown:
         if kind == "store":
@@ -190,6 +196,7 @@ class _Job:
     dtype: str | None
     codec: str | None
     block_rows: int
+    by_gene: Sequence[str] | None
     shuffle: ShuffleSpec
     overwrite: bool
     client: Client | None
@@ -358,6 +365,20 @@ def _put_in_place(path: str, target: str) -> None:
 # -- store ---------------------------------------------------------------------------------------------------------
 
 
+def _by_gene(job: _Job) -> tuple[str, ...]:
+    """Patterns of the matrices to store by gene, too."""
+    infos = [job.store.snapshot.dataset[name] for name in job.store.selection.datasets]
+    matrices = {m.name: m for info in infos for m in info.matrices}
+    if job.by_gene is None:
+        return tuple(sorted({m.name for info in infos for m in info.matrices if m.by_gene}))
+    for pattern in job.by_gene:
+        if not fnmatch.filter(matrices, pattern):
+            raise UnknownNameError(
+                f"no selected dataset has a matrix {pattern!r}; {suggest(pattern, sorted(matrices))}"
+            )
+    return tuple(job.by_gene)
+
+
 def _to_store(job: _Job, progress: Progress | None) -> BuildReport:
     from daodask.build.run import build_store
 
@@ -365,8 +386,9 @@ def _to_store(job: _Job, progress: Progress | None) -> BuildReport:
         raise SpecError(f"expected another place than the store's own, {job.target}; give another target")
     if job.dtype not in (None, "float32"):
         raise SpecError(f"dtype: expected float32 or none at all for a store, got {job.dtype!r}")
+    layout = replace(_layout(job, Layout().shard_bytes), by_gene=_by_gene(job))
     return build_store(
-        spec_of(job.store, _layout(job, Layout().shard_bytes), job.layers, job.dtype, job.shuffle),
+        spec_of(job.store, layout, job.layers, job.dtype, job.shuffle),
         job.target,
         client=job.client,
         threads=job.threads,

@@ -143,7 +143,7 @@ def _write_shard(
     values = {"data": csr.data[part], "indices": csr.indices[part].astype(cutting.index_dtype, copy=False)}
     for what, array in values.items():
         encoded = encode_shard(array, cutting.chunk_length, cutting.data_shard, Codec.named(codec))
-        (target / f"{cutting.name}/{what}/{shard_key(shard.number)}").write([encoded])
+        (target / f"{cutting.name}/{what}/{shard_key(shard.number)}").write(encoded)
         written += len(encoded)
     return written
 

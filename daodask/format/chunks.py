@@ -1,15 +1,15 @@
 """One-dimensional zarr v3 arrays as bytes: where a chunk lies, how it is decoded, and how a shard is encoded. Pure.
 
 zarr-python reads and writes the same bytes, but chunk by chunk through a pipeline of coroutines. Here a shard is
-encoded whole, so that it is one request, its digest is known without reading it back, and it is the same to the byte
-on every runner; and chunks are decoded straight from byte ranges, which is what makes reading fast. What is not of the
-few forms known here has no :class:`ArraySpec`, and is left to zarr-python.
+encoded from its first byte to its last, so that it is one request, its digest is known without reading it back, and it
+is the same to the byte on every runner; and chunks are decoded straight from byte ranges, which is what makes reading
+fast. What is not of the few forms known here has no :class:`ArraySpec`, and is left to zarr-python.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,18 +17,16 @@ import google_crc32c
 import numpy as np
 
 from daodask.errors import CorruptStoreError
-from daodask.format.codecs import CHECKSUM_BYTES, Codec, checksum_of, with_checksum
+from daodask.format.codecs import CHECKSUM_BYTES, Codec, with_checksum
 from daodask.types import AnyArray
 
-__all__ = ["ArraySpec", "decode_chunk", "decode_index", "encode_shard", "shard_bounds", "shard_key"]
+__all__ = ["ArraySpec", "decode_chunk", "decode_index", "encode_shard", "shard_bounds", "shard_key", "shard_parts"]
 
 #: What a shard's index has in place of an offset where a chunk is absent.
 ABSENT: Final = 2**64 - 1
 #: The crc32c of any bytes that are followed by their own crc32c.
 CHECKED: Final = 0x48674BC7
 BLOSC_HEADER: Final = struct.Struct("<4B3I")
-#: Bytes that there is room for at first while a shard is put together.
-_FIRST_ROOM: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,57 +218,41 @@ def shard_key(number: int) -> str:
     return f"c/{number}"
 
 
-def encode_shard(
-    values: AnyArray | Iterator[AnyArray], chunk_length: int, shard_length: int, codec: Codec
-) -> memoryview:
+def encode_shard(values: AnyArray, chunk_length: int, shard_length: int, codec: Codec) -> bytes:
+    """All that :func:`shard_parts` gives, of values that are at hand anyway."""
+    return b"".join(shard_parts([values], chunk_length, shard_length, codec))
+
+
+def shard_parts(values: Iterable[AnyArray], chunk_length: int, shard_length: int, codec: Codec) -> Iterator[bytes]:
     """Encode a 1-D run of values as one shard (zarr v3 ``sharding_indexed``, index at the end with crc32c).
+
+    Neither the values nor the shard need ever be in memory as a whole: new memory costs more than filling it.
 
     Parameters
     ----------
     values
-        At most ``shard_length`` values, in the array's stored dtype. An iterator of arrays that together are the values
-        is taken one by one, so that no more than the encoded shard and one of them is in memory.
+        Arrays that together are at most ``shard_length`` values, in the array's stored dtype; taken one by one.
     chunk_length, shard_length
         Elements of an inner chunk and of a shard. The last inner chunk is padded with zeros, as zarr chunks are whole.
     codec
         Of each inner chunk.
+
+    Yields
+    ------
+    bytes
+        What comes next in the shard: its chunks, and the index at last.
     """
     index = np.full((shard_length // chunk_length, 2), ABSENT, dtype="<u8")
-    shard = _Growing()
-    for number, chunk in enumerate(_chunks(iter([values]) if isinstance(values, np.ndarray) else values, chunk_length)):
-        begin, compressed = shard.length, codec.compress(chunk)
-        shard.extend(compressed)
-        shard.extend(checksum_of(compressed))
-        index[number] = begin, shard.length - begin
-    shard.extend(with_checksum(index.tobytes()))
-    return shard.content
+    begin = 0
+    for number, chunk in enumerate(_chunks(values, chunk_length)):
+        encoded = codec.encode(chunk)
+        index[number] = begin, len(encoded)
+        begin += len(encoded)
+        yield encoded
+    yield with_checksum(index.tobytes())
 
 
-class _Growing:
-    """Bytes in one array of NumPy's, which copies without the GIL and asks for large pages, unlike ``BytesIO``."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._room = np.empty(_FIRST_ROOM, dtype=np.uint8)
-
-    def extend(self, data: bytes) -> None:
-        """Append bytes."""
-        end = self.length + len(data)
-        if end > len(self._room):
-            # What is not written to yet takes no memory.
-            room = np.empty(2 * end, dtype=np.uint8)
-            room[: self.length] = self._room[: self.length]
-            self._room = room
-        self._room[self.length : end] = np.frombuffer(data, dtype=np.uint8)
-        self.length = end
-
-    @property
-    def content(self) -> memoryview:
-        """All of it."""
-        return self._room[: self.length].data
-
-
-def _chunks(arrays: Iterator[AnyArray], length: int) -> Iterator[AnyArray]:
+def _chunks(arrays: Iterable[AnyArray], length: int) -> Iterator[AnyArray]:
     """The arrays' values cut anew, the last chunk filled up with zeros."""
     rest: list[AnyArray] = []
     for values in arrays:

@@ -19,9 +19,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from daodask.format.codecs import Codec
-from daodask.format.spec import OBS_NAMES
+from daodask.format.spec import BY_GENE, OBS_NAMES
 
-__all__ = ["CSRLayout", "ObsmLayout", "encode_group", "encode_obs_parquet"]
+__all__ = ["CSRLayout", "GeneLayout", "ObsmLayout", "encode_group", "encode_obs_parquet"]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneLayout:
+    """Cutting of a matrix by gene: of each block of rows its CSC, in a shard of its own.
+
+    ``row_dtype`` is that of the row numbers within a block, ``bound_dtype`` that of the bounds of genes in it,
+    ``total_rows`` the rows of a chunk of totals.
+    """
+
+    block_rows: int
+    n_blocks: int
+    chunk_length: int
+    shard_length: int
+    row_dtype: str
+    bound_dtype: str
+    total_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,7 @@ class CSRLayout:
     chunk_length: int
     data_shard: int
     index_shard: int
+    by_gene: GeneLayout | None = None
 
     def arrays(self) -> tuple[tuple[str, str, int], ...]:
         """Path, dtype and shard length of the two arrays that are as long as there are non-zeros."""
@@ -99,7 +117,38 @@ def encode_group(
         for array in obsm:
             _create_obsm(root, array, codec)
     files = {path: buffers[path].to_bytes() for path in sorted(buffers)}
-    return {**files, _METADATA: _consolidated(files)}
+    by_gene = _encode_by_gene(tuple(m for m in matrices if m.by_gene is not None), codec)
+    return {**files, _METADATA: _consolidated(files), **by_gene}
+
+
+def _encode_by_gene(matrices: tuple[CSRLayout, ...], codec: Codec) -> dict[str, bytes]:
+    """Metadata of the group of matrices by gene: one of its own, as an AnnData has no member of that kind."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    if not matrices:
+        return {}
+    buffers: dict[str, Any] = {}
+    with _ENCODING:
+        root = zarr.open_group(MemoryStore(buffers), mode="w", zarr_format=3)
+        for matrix in matrices:
+            _create_by_gene(root, matrix, codec)
+    files = {path: buffers[path].to_bytes() for path in sorted(buffers)}
+    return {f"{BY_GENE}/{path}": data for path, data in {**files, _METADATA: _consolidated(files)}.items()}
+
+
+def _create_by_gene(root: Any, matrix: CSRLayout, codec: Codec) -> None:
+    cut = matrix.by_gene
+    if cut is None:
+        return
+    attributes = {"shape": list(matrix.shape), "block_rows": cut.block_rows}
+    group = root.create_group(matrix.name, attributes=attributes)
+    length = (cut.n_blocks * cut.shard_length,)
+    for name, dtype in (("data", matrix.data_dtype), ("indices", cut.row_dtype)):
+        _create_array(group, name, length, dtype, (cut.chunk_length,), (cut.shard_length,), codec)
+    bounds = matrix.shape[1] + 1
+    _create_array(group, "indptr", (cut.n_blocks * bounds,), cut.bound_dtype, (bounds,), None, codec)
+    _create_array(group, "totals", matrix.shape[:1], "float64", (cut.total_rows,), None, codec)
 
 
 def _consolidated(files: Mapping[str, bytes]) -> bytes:

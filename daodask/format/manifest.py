@@ -80,13 +80,18 @@ class ObsColumn:
 
 @dataclass(frozen=True)
 class MatrixInfo:
-    """X or a layer of a dataset: ``name`` is ``"X"`` or ``"layers/<name>"``, ``largest`` its largest absolute value."""
+    """X or a layer of a dataset.
+
+    ``name`` is ``"X"`` or ``"layers/<name>"``, ``largest`` its largest absolute value, ``by_gene`` the elements of an
+    inner chunk of its copy by gene: 0 where it has none.
+    """
 
     name: str
     kind: str
     dtype: str
     nnz: int
     largest: float = 0.0
+    by_gene: int = 0
 
 
 @dataclass(frozen=True)

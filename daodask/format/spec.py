@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 import numpy as np
 
 __all__ = [
+    "BY_GENE",
     "CHECKSUMS",
     "DATASETS",
     "DEFAULT_BLOCK_ROWS",
@@ -25,6 +27,7 @@ __all__ = [
     "SOURCE_ROW",
     "VAR_MEASURED",
     "Layout",
+    "block_row_dtype",
     "dataset_path",
     "exact_integer_dtype",
     "feature_path",
@@ -41,6 +44,8 @@ FEATURES: Final = "features"
 DATASETS: Final = "datasets"
 #: The file of a dataset that has size and SHA-256 of each of its other files.
 CHECKSUMS: Final = "checksums.json"
+#: The zarr group of a dataset with copies of matrices by gene; no member of the dataset's own group.
+BY_GENE: Final = "by_gene"
 #: What builds in progress leave for their resumption; never part of a store's content.
 SCRATCH: Final = "scratch"
 
@@ -66,6 +71,10 @@ MATRIX_KINDS: Final = ("counts", "normalised", "other")
 DEFAULT_BLOCK_ROWS: Final = 16_384
 _CHUNK_ROWS: Final = 32
 _SHARD_BYTES: Final = 256 * 2**20
+#: Elements of an inner chunk by gene, at most: a gene of a block of 16,384 cells has about 1,600. With fewer, the index
+#: of the shard, which is read first, would be larger than what is read of a few genes; with more, that itself.
+_GENE_CHUNK: Final = 8_192
+_CHUNK_STEP: Final = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +91,15 @@ class Layout:
         Rows whose mean number of non-zeros makes an inner chunk: what one random row costs to decode.
     shard_bytes
         Raw bytes of a shard, which is one file or object.
+    by_gene
+        Shell patterns of the matrices (``"X"``, ``"layers/<name>"``) that are stored by gene, too.
     """
 
     block_rows: int = DEFAULT_BLOCK_ROWS
     codec: str = "lz4"
     chunk_rows: int = _CHUNK_ROWS
     shard_bytes: int = _SHARD_BYTES
+    by_gene: tuple[str, ...] = ()
 
     def chunk_length(self, nnz: int, n_obs: int) -> int:
         """Elements of an inner chunk: the non-zeros of ``chunk_rows`` average rows, as a multiple of 1024."""
@@ -99,6 +111,19 @@ class Layout:
         most = max(1, self.shard_bytes // (chunk_length * itemsize))
         needed = max(1, -(-nnz // chunk_length))
         return chunk_length * min(most, needed)
+
+    def is_by_gene(self, matrix: str) -> bool:
+        """Whether the matrix of that name is stored by gene, too."""
+        return any(fnmatch.fnmatchcase(matrix, pattern) for pattern in self.by_gene)
+
+    def gene_chunk_length(self, most: int) -> int:
+        """Elements of an inner chunk by gene, where the block with most non-zeros has so many."""
+        return min(_GENE_CHUNK, max(1, -(-most // _CHUNK_STEP)) * _CHUNK_STEP)
+
+    def gene_shard_length(self, most: int) -> int:
+        """Elements of a shard by gene, which holds a block, whatever ``shard_bytes`` says."""
+        chunk = self.gene_chunk_length(most)
+        return chunk * max(1, -(-most // chunk))
 
     def block_bounds(self, n_obs: int) -> tuple[int, ...]:
         """Row bounds ``(0, …, n_obs)`` of the blocks of a dataset; ``(0,)`` where it has no row."""
@@ -127,6 +152,11 @@ def index_dtype(nnz: int, n_vars: int) -> np.dtype[np.signedinteger]:
     decoding.
     """
     return np.dtype(np.int32 if max(nnz, n_vars) < 2**31 else np.int64)
+
+
+def block_row_dtype(block_rows: int) -> np.dtype[np.integer]:
+    """Dtype of row numbers within a block, of a copy by gene."""
+    return np.dtype(np.uint16 if block_rows <= 2**16 else np.int64)
 
 
 def exact_integer_dtype(largest: int) -> np.dtype[np.unsignedinteger]:

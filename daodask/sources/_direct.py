@@ -18,6 +18,7 @@ from typing import Any, Final
 import h5py
 import numpy as np
 
+from daodask.buffers import reused_empty
 from daodask.types import AnyArray, Int64Array
 
 __all__ = ["read_elements"]
@@ -52,7 +53,7 @@ def read_elements(array: Any, start: int, stop: int) -> AnyArray:
     # HDF5's own descriptor: a path may meanwhile lead to another file.
     descriptor = array.file.id.get_vfd_handle()
     chunks = _chunk_table(_Identity.of(array))
-    out = np.empty(stop - start, dtype=array.dtype)
+    out = reused_empty(stop - start, array.dtype)
     length = array.chunks[0]
     for first in range(start // length * length, stop, length):
         low, high = max(start, first), min(stop, first + length)

@@ -77,6 +77,13 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return build(tmp_path_factory.mktemp("partial") / "store", studies)
 
 
+@pytest.fixture(scope="session")
+def partial_shuffled(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The cells of ``partial`` in one dataset, in an order that was drawn."""
+    studies = {"first": study(30, 5)[:, :30].copy(), "second": study(21, 6)[:, 20:].copy()}
+    return build(tmp_path_factory.mktemp("partial") / "store", studies, shuffle="global")
+
+
 @pytest.fixture(params=["serial", "threads", "cluster"])
 def runner(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a reduction is run on."""

@@ -157,6 +157,40 @@ def test_components_are_those_of_scikit_learn(atlas, which, runner):
     np.testing.assert_array_equal(found.scores(store[3:30][:, ::-1]), scores[3:30])
 
 
+def test_components_of_genes_that_all_measured_of_cells_that_were_shuffled(partial, partial_shuffled):
+    found, wanted = (daodask.pca(s, 3, measured_only=True) for s in (partial_shuffled, partial))
+    assert found.loadings.index.tolist() == wanted.loadings.index.tolist() == [f"gene{j}" for j in range(20, 30)]
+    np.testing.assert_allclose(found.variance, wanted.variance, rtol=1e-9)
+    first = partial_shuffled.subset(source_dataset="first")
+    assert daodask.pca(first, 3, measured_only=True).loadings.index.tolist() == [f"gene{j}" for j in range(30)]
+
+
+def test_components_of_genes_that_all_measured(partial):
+    both = [f"gene{j}" for j in range(20, 30)]
+    found = daodask.pca(partial, 3, measured_only=True)
+    assert found.loadings.index.tolist() == both
+    expected = daodask.pca(partial, 3, genes=both)
+    pd.testing.assert_frame_equal(found.loadings, expected.loadings)
+    np.testing.assert_array_equal(found.scores(partial), expected.scores(partial))
+    some = daodask.pca(partial, 3, genes=["gene25", "gene3", "gene21", "gene39", "gene28"], measured_only=True)
+    assert some.loadings.index.tolist() == ["gene25", "gene21", "gene28"]
+    # One of the studies measured more.
+    first = partial.subset(dataset="first")
+    assert daodask.pca(first, 3, measured_only=True).loadings.index.tolist() == [f"gene{j}" for j in range(30)]
+    # Padded zeros tell the studies apart; what both measured does less so.
+    share = {only: share_between(daodask.pca(partial, 1, measured_only=only), partial) for only in (False, True)}
+    assert share[False] > share[True]
+    with pytest.raises(SpecError, match="expected 1 to 1 components of 1 genes and"):
+        daodask.pca(partial, 2, genes=["gene3", "gene25", "gene39"], measured_only=True)
+
+
+def share_between(found, store):
+    """Of the variance along the first component, that between studies."""
+    score = pd.Series(found.scores(store)[:, 0])
+    means = score.groupby(store.obs["dataset"].compute().to_numpy().astype(str)).transform("mean")
+    return means.var() / score.var()
+
+
 def test_components_of_dense_and_of_sparse_products_are_the_same(atlas, monkeypatch):
     from daodask.analysis import pca
 

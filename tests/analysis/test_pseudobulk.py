@@ -153,6 +153,22 @@ def test_padded_zeros_do_not_count(partial, runner):
     np.testing.assert_array_equal(least[:20], first[:, :20].min(axis=0))
 
 
+def test_cells_that_were_shuffled_are_of_the_study_that_measured_them(partial, partial_shuffled, runner):
+    assert len(partial_shuffled.datasets) == 1
+    assert partial_shuffled.measured.to_numpy().all()
+    for of in (daodask.mean_var, lambda s, **o: daodask.reduce(s, "min", **o).to_frame()):
+        wanted, got = of(partial, measured_only=True), of(partial_shuffled, measured_only=True, **runner)
+        np.testing.assert_allclose(got.to_numpy(), wanted.to_numpy(), rtol=1e-12)
+    by_study = daodask.pseudobulk(partial_shuffled, "source_dataset", "mean", measured_only=True, **runner)
+    wanted = daodask.pseudobulk(partial, "dataset", "mean", measured_only=True)
+    np.testing.assert_allclose(by_study.X, wanted.X, rtol=1e-12)
+    genes = partial_shuffled[:, 5:25]
+    np.testing.assert_allclose(
+        daodask.mean_var(genes, measured_only=True)["mean"],
+        daodask.mean_var(partial[:, 5:25], measured_only=True)["mean"],
+    )
+
+
 def test_a_gene_that_nobody_measured_has_no_mean(partial):
     second = partial.subset(dataset="second")
     for func in ("sum", "mean", "var", "nnz", "fraction", "min", "max"):

@@ -2,12 +2,16 @@
 
     python tests/benchmarks/bench_remote.py --folder stores
 
-``stores`` is a folder that ``bench_batches.py --folder`` has left. Its stores are put into a GCS server on this machine
-(fake-gcs-server, in memory), which is read through a proxy that delays each request and shares out a bandwidth. The
-server, the proxy and the loader share this machine's processors: what they take is in the line without latency. Of each
-rate the bounds are said: that of the disk, and that of the bandwidth, which is what a cell takes of the bytes that went
-through the proxy (of an epoch that ended early, with those of windows that nobody got to see). Rates are of one epoch
-after one that is not counted.
+Stores that ``stores`` lacks are made there first, of the cells of ``bench_batches.py``. They are put into a GCS server
+on this machine (fake-gcs-server, in memory), which is read through a proxy that delays each request and shares out a
+bandwidth among all connections. Server, proxy and loader share this machine's processors: what they take is in the line
+without latency, and the loader's own share is said as microseconds of processor time a cell.
+
+Of each rate the bound is said: that of the disk, or that of the line, which is its bandwidth by the bytes that a cell
+took of what went through the proxy (of an epoch that ended early, with those of windows that nobody got to see). Rates
+are of one epoch after a window that is not counted. annbatch reads through zarr's ``FsspecStore`` and its
+``ObjectStore``: ``pip install 'annbatch[zarrs]==0.3.1' obstore numba`` (Python 3.12 or newer); without it, it is left
+out.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import json
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +36,12 @@ WINDOW, BATCH = 16_384, 512
 MB = 10**6
 #: Bytes that a connection passes on at a time.
 PIECE = 2**18
+#: Of daodask's stores, by their names after ``daodask_``.
+LAYOUTS = {
+    "lz4": {"codec": "lz4"},
+    "zstd": {"codec": "zstd"},
+    "zstd_16": {"codec": "zstd", "chunk_rows": 16},
+}
 
 
 # -- what is between -------------------------------------------------------------------------------------------------
@@ -91,6 +103,8 @@ class Proxy:
     def __enter__(self) -> Self:
         self._process.start()
         while not self._port.value:
+            if not self._process.is_alive():
+                raise RuntimeError(f"the proxy did not start: exit code {self._process.exitcode}")
             time.sleep(0.01)
         return self
 
@@ -114,28 +128,61 @@ class Proxy:
 Epoch = Callable[[], Iterator[int]]
 
 
-def ours(url: str, options: dict[str, Any], run_rows: int, memory: str) -> Epoch:
+@dataclass(frozen=True)
+class Place:
+    """Where a store is: in a folder, or in the bucket, which is found at an address for a server of another name."""
+
+    folder: Path
+    address: str = ""
+    server: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"gs://{BUCKET}/{self.folder.name}" if self.address else str(self.folder)
+
+
+def ours(place: Place, run_rows: int, memory: str) -> Epoch:
     import daodask
     from daodask.batches.schedule import Shuffled
 
-    store = daodask.open_store(url, options=options)
+    store = daodask.open_store(place.url, options={"endpoint_url": place.address} if place.address else {})
     schedule = Shuffled(run_rows=run_rows, window_rows=WINDOW)
     loader = daodask.BatchLoader(store, BATCH, schedule=schedule, obs=["cell_type"], memory=memory)
     return lambda: (len(batch) for batch in loader)
 
 
-def annbatch(url: str, options: dict[str, Any], run_rows: int, memory: str) -> Epoch:
+def annbatch_fsspec(place: Place, run_rows: int, memory: str) -> Epoch:
+    import zarr
+
+    if not place.address:
+        return _annbatch(zarr.storage.LocalStore(place.url, read_only=True), run_rows, "zarrs.ZarrsCodecPipeline")
+    options = {"endpoint_url": place.address}
+    return _annbatch(zarr.storage.FsspecStore.from_url(place.url, storage_options=options, read_only=True), run_rows)
+
+
+def annbatch_object(place: Place, run_rows: int, memory: str) -> Epoch:
+    import zarr
+    from obstore.store import GCSStore
+
+    if not place.address:
+        return annbatch_fsspec(place, run_rows, memory)
+    account = {"gcs_base_url": place.address, "disable_oauth": True, "client_email": "", "private_key": ""}
+    store = GCSStore(
+        BUCKET,
+        prefix=place.folder.name,
+        service_account_key=json.dumps({**account, "private_key_id": ""}),
+        client_options={"allow_http": True, "default_headers": {"host": place.server.removeprefix("http://")}},
+    )
+    return _annbatch(zarr.storage.ObjectStore(store, read_only=True), run_rows)
+
+
+def _annbatch(store: Any, run_rows: int, pipeline: str = "") -> Epoch:
     import anndata as ad
     import zarr
     from annbatch import DatasetCollection, Loader
 
-    zarr.config.set({"async.concurrency": 64})
-    if "://" in url:
-        store = zarr.storage.FsspecStore.from_url(url, storage_options=options, read_only=True)
-        group = zarr.open_group(store, mode="r")
-    else:
-        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-        group = zarr.open_group(url, mode="r")
+    default = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+    zarr.config.set({"async.concurrency": 64, "codec_pipeline.path": pipeline or default})
 
     def load(part: zarr.Group) -> ad.AnnData:
         return ad.AnnData(X=ad.io.sparse_dataset(part["X"]), obs=ad.io.read_elem(part["obs"])[["cell_type"]])
@@ -146,45 +193,112 @@ def annbatch(url: str, options: dict[str, Any], run_rows: int, memory: str) -> E
         batch_size=BATCH,
         shuffle=True,
         preload_to_gpu=False,
-    ).use_collection(DatasetCollection(group), load_adata=load)
+    ).use_collection(DatasetCollection(zarr.open_group(store, mode="r")), load_adata=load)
     return lambda: (batch["X"].shape[0] for batch in loader)
 
 
-LOADERS = {"daodask": ours, "annbatch": annbatch}
+@dataclass(frozen=True)
+class Contender:
+    """A loader, with the folder that its store is in."""
+
+    title: str
+    folder: str
+    make: Callable[[Place, int, str], Epoch]
+
+
+FIRST = Contender("daodask", "daodask_lz4", ours)
+OTHERS = (
+    Contender("daodask, codec: zstd", "daodask_zstd", ours),
+    Contender("daodask, codec: zstd, chunk_rows: 16", "daodask_zstd_16", ours),
+    Contender("annbatch, FsspecStore", "annbatch", annbatch_fsspec),
+    Contender("annbatch, ObjectStore", "annbatch", annbatch_object),
+)
+
+
+# -- stores ----------------------------------------------------------------------------------------------------------
+
+
+def prepare(folder: Path, contender: Contender, cells: int) -> bool:
+    """Make a contender's store, unless it is there; whether it can be read here."""
+    if contender.folder == "annbatch" and importlib.util.find_spec("annbatch") is None:
+        return False
+    if (folder / contender.folder).exists():
+        return True
+    from bench_batches import synthetic
+
+    import daodask
+
+    source = folder / f"cells{cells}_2000.h5ad"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not source.exists():
+        synthetic(cells, 2_000, source)
+    if contender.folder == "annbatch":
+        from annbatch import DatasetCollection
+
+        DatasetCollection(folder / contender.folder).add_adatas([source], shuffle=True)
+        return True
+    spec = {
+        "features": {"name": "all", "reference": "union"},
+        "studies": [{"id": "synthetic", "source": str(source), "keep": "all"}],
+        "layout": LAYOUTS[contender.folder.removeprefix("daodask_")],
+    }
+    daodask.build_store(spec, folder / contender.folder, threads=2, progress=False)
+    return True
+
+
+def upload(folder: Path, endpoint: str) -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("gs", endpoint_url=endpoint)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            where = f"{BUCKET}/{folder.name}/{path.relative_to(folder)}"
+            fs.pipe_file(where, path.read_bytes(), chunksize=2**31)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-def rate(epoch: Epoch, most_seconds: float) -> tuple[float, int]:
-    """Cells a second of an epoch, or of its first windows, and how many cells they were."""
-    began, cells = time.perf_counter(), 0
+@dataclass(frozen=True)
+class Rate:
+    """Cells a second, over how many cells, and seconds of this process's processor time for each."""
+
+    speed: float
+    cells: int
+    processor: float
+
+
+def rate(epoch: Epoch, most_seconds: float) -> Rate:
+    """Of an epoch, or of its first windows."""
+    began, processor, cells = time.perf_counter(), time.process_time(), 0
     for n in epoch():
         cells += n
         if cells % WINDOW == 0 and time.perf_counter() - began > most_seconds:
             break
-    return cells / (time.perf_counter() - began), cells
+    return Rate(cells / (time.perf_counter() - began), cells, (time.process_time() - processor) / cells)
 
 
-def upload(folder: Path, url: str, endpoint: str) -> None:
-    import fsspec
-
-    fs = fsspec.filesystem("gs", endpoint_url=endpoint)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    for path in files:
-        fs.pipe_file(f"{url}/{path.relative_to(folder)}", path.read_bytes(), chunksize=2**31)
+def lines(text: str) -> tuple[float, float]:
+    """Latency in ms and bandwidth in MB/s of a line, as ``30/100``."""
+    latency, _, bandwidth = text.partition("/")
+    return float(latency), float(bandwidth or 0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="with stores that bench_batches.py has left")
-    parser.add_argument("--codec", default="lz4", help="of daodask's store there")
-    parser.add_argument("--latency", type=float, nargs="*", default=[0, 10, 30, 100], help="of each request, in ms")
-    parser.add_argument("--bandwidth", type=float, default=100, help="of the line, in MB/s; 0 for no limit")
+    parser.add_argument("--folder", type=Path, required=True, help="for stores; those that are there are used")
+    parser.add_argument("--cells", type=int, default=100_000, help="of stores that are made")
+    parser.add_argument(
+        "--lines",
+        type=lines,
+        nargs="*",
+        default=[(0, 100), (10, 100), (30, 100), (100, 100), (0, 0), (30, 0)],
+        help="latency of each request in ms / bandwidth in MB/s, 0 for no limit",
+    )
+    parser.add_argument("--others", type=lines, nargs="*", default=[(30, 100), (30, 0)], help="lines of the others")
     parser.add_argument("--runs", type=int, nargs="*", default=[512, 64])
     parser.add_argument("--memory", default="1GiB", help="of daodask's loader")
-    parser.add_argument("--seconds", type=float, default=10, help="after which an epoch ends")
-    parser.add_argument("--loaders", nargs="*", default=list(LOADERS))
+    parser.add_argument("--seconds", type=float, default=15, help="after which an epoch ends")
     arguments = parser.parse_args()
     servers = Servers()
     os.environ.update(servers.environment)
@@ -194,41 +308,47 @@ def main() -> None:
         servers.close()
 
 
-def run(arguments: argparse.Namespace, address: str) -> None:
-    folders = {"daodask": arguments.folder / f"daodask_{arguments.codec}", "annbatch": arguments.folder / "annbatch"}
-    for name in arguments.loaders:
-        if not folders[name].exists() or importlib.util.find_spec(name) is None:
-            print(f"{name} is not installed, or {folders[name]} is not there: left out", file=sys.stderr)
+def run(arguments: argparse.Namespace, server: str) -> None:
+    uploaded: set[str] = set()
+    rates: dict[tuple[float, float, int], float] = {}
+    for contender in (FIRST, *OTHERS):
+        if not prepare(arguments.folder, contender, arguments.cells):
+            print(f"\n{contender.title}: not installed, left out")
             continue
-        url = f"{BUCKET}/{name}"
-        upload(folders[name], url, address)
+        if contender.folder not in uploaded:
+            uploaded.add(contender.folder)
+            upload(arguments.folder / contender.folder, server)
         for run_rows in arguments.runs:
-            measure(name, folders[name], f"gs://{url}", run_rows, arguments, address)
+            for line, found in measure(contender, run_rows, arguments, server):
+                own = rates.setdefault((*line, run_rows), found.speed)
+                if contender is not FIRST:
+                    print(f"         daodask with lz4 is {own / found.speed:.1f} times as fast", flush=True)
 
 
-def measure(name: str, folder: Path, url: str, run_rows: int, arguments: argparse.Namespace, address: str) -> None:
-    make, seconds = LOADERS[name], arguments.seconds
-    epoch = make(str(folder), {}, run_rows, arguments.memory)
+def measure(
+    contender: Contender, run_rows: int, arguments: argparse.Namespace, server: str
+) -> Iterator[tuple[tuple[float, float], Rate]]:
+    folder, seconds = arguments.folder / contender.folder, arguments.seconds
+    epoch = contender.make(Place(folder), run_rows, arguments.memory)
     rate(epoch, seconds)
-    local, _ = rate(epoch, seconds)
-    print(f"\n{name}, runs of {run_rows}, windows of {WINDOW:,}; on a disk {local:,.0f} cells/s")
-    near = 0.0
-    for latency in arguments.latency:
-        with Proxy(address, latency / 1000, arguments.bandwidth * MB) as proxy:
-            epoch = make(url, {"endpoint_url": proxy.address}, run_rows, arguments.memory)
+    local = rate(epoch, seconds).speed
+    print(f"\n{contender.title}; runs of {run_rows}, windows of {WINDOW:,}; on a disk {local:,.0f} cells/s", flush=True)
+    for latency, bandwidth in arguments.lines if contender is FIRST else arguments.others:
+        with Proxy(server, latency / 1000, bandwidth * MB) as proxy:
+            epoch = contender.make(Place(folder, proxy.address, server), run_rows, arguments.memory)
             rate(epoch, 0)  # indexes and metadata
             before = proxy.passed
-            found, cells = rate(epoch, seconds)
-            per_cell = (proxy.passed - before) / cells
-        near = near or found
-        bound = min(local, arguments.bandwidth * MB / per_cell) if arguments.bandwidth else local
-        limit = "the line" if bound < local else "the disk"
-        shares = f"{found / local:>4.0%} of the disk, {found / near:>4.0%} of the first latency"
-        through = f"{found / bound:.0%} of the {bound:,.0f} that {limit} lets through"
+            found = rate(epoch, seconds)
+            per_cell = (proxy.passed - before) / found.cells
+        line = bandwidth * MB / per_cell if bandwidth else float("inf")
+        bound, limit = min((line, "the line"), (local, "the disk"))
         print(
-            f"  {latency:>4.0f} ms {found:>9,.0f} cells/s: {shares}; {per_cell / 1000:.1f} kB a cell; {through}",
+            f"  {latency:>4.0f} ms, {f'{bandwidth:.0f} MB/s' if bandwidth else 'no limit':>8}: {found.speed:>8,.0f} "
+            f"cells/s, {found.speed / bound:.0%} of the {bound:,.0f} of {limit}; {per_cell / 1000:.2f} kB and "
+            f"{found.processor * 1e6:.0f} µs a cell",
             flush=True,
         )
+        yield (latency, bandwidth), found
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def main() -> None:
         row(f"X, {len(store.blocks):,} blocks", lambda: fresh(store).X, n, 2.0, 200),
         row("sum of X over cells", lambda: fresh(store).X.sum(axis=0), n, 10.0),
         row("obs, dask dataframe", lambda: fresh(store).obs, n, 2.0, 200),
+        row("obs, as tasks", lambda: (obs := fresh(store).obs, obs.optimize().__dask_graph__()), n, 2.0, 200),
         row("sample of 1 %", lambda: fresh(store).sample(frac=0.01), n, 5.0),
         row(f"X of 1 % at random, {len(few.blocks):,} blocks", lambda: fresh(few).X, n, 2.0, 200),
         row("obs of 1 % at random", lambda: fresh(few).obs, n, 2.0, 200),

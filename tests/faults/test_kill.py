@@ -21,8 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import pytest
 import yaml
+from distributed.core import Status
 
 import daodask
 from daodask.build import tasks
@@ -273,19 +275,24 @@ class Killer(threading.Thread):
         super().__init__()
         self._client, self._most, self._over = client, most, threading.Event()
         self._random = random.Random(seed)  # noqa: S311
-        self._seen: dict[int, float] = {}
         self.killed = 0
 
     def run(self) -> None:
         while self.killed < self._most and not self._over.wait(0.02 + 0.2 * self._random.random()):
-            living = set(self._client.run(os.getpid, on_error="ignore").values()) - {None}
-            now = time.monotonic()
-            # A nanny gives up for good where its worker dies while it starts.
-            grown = [pid for pid in sorted(living) if now - self._seen.setdefault(pid, now) > 0.5]
-            if grown:
+            if living := self._living():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._random.choice(grown), signal.SIGKILL)
+                    os.kill(self._random.choice(living), signal.SIGKILL)
                     self.killed += 1
+
+    def _living(self) -> list[int]:
+        """Of workers that their nannies know to be up.
+
+        A nanny gives up for good where its worker dies while it starts. Who asks workers themselves waits half a minute
+        for one that has just been killed.
+        """
+        processes = [nanny.process for nanny in self._client.cluster.workers.values()]
+        running = [process.pid for process in processes if process and process.status is Status.running]
+        return sorted(pid for pid in running if pid)
 
     def stop(self) -> int:
         self._over.set()
@@ -293,6 +300,14 @@ class Killer(threading.Thread):
         return self.killed
 
 
+@pytest.fixture
+def patient() -> Iterator[None]:
+    """Let nannies be: 15 s after a worker died Dask ends that of its name, if the next one is away at that moment."""
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}):
+        yield
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("times", FEW_AND_MANY)
 @pytest.mark.parametrize("where", ["files", "memory"])
 def test_workers(

@@ -1,0 +1,102 @@
+"""Matrices by gene: of each block of rows its CSC, made of what is staged of that block alone.
+
+As a block is transposed on its own, memory is that of one block, and no task waits for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from daodask.build.matrices import staged_index
+from daodask.build.phases import Stopwatch
+from daodask.build.receipts import FilesReceipt, with_receipt, write_file
+from daodask.build.tasks import StudyJob
+from daodask.format.chunks import shard_key, shard_parts
+from daodask.format.groups import GeneLayout
+from daodask.format.spec import BY_GENE
+from daodask.types import AnyArray, Int64Array
+
+__all__ = ["GeneBlock", "write_gene_block"]
+
+#: Values that are read of what is staged at a time.
+_READ_VALUES: Final = 2**21
+
+
+@dataclass(frozen=True, slots=True)
+class GeneBlock:
+    """A block of a matrix to store by gene: its non-zeros, the dtypes of its values as stored and as staged."""
+
+    matrix: str
+    block: int
+    nnz: int
+    dtype: str
+    staged_dtype: str
+    layout: GeneLayout
+
+
+def write_gene_block(job: StudyJob, block: GeneBlock) -> FilesReceipt:
+    """Transpose a staged block, and write its values, rows, bounds and totals, each with one request."""
+    name = f"{BY_GENE}-{block.matrix.replace('/', '-')}-{block.block:06d}"
+    return with_receipt(job.scratch, name, FilesReceipt, lambda: _write_gene_block(job, block))
+
+
+def _write_gene_block(job: StudyJob, block: GeneBlock) -> FilesReceipt:
+    clock, cut = Stopwatch(), block.layout
+    with clock("map"):
+        found = _transposed(job, block)
+    written = []
+    for name, array in (("data", found.values), ("indices", found.rows)):
+        if not block.nnz:
+            break
+        with clock("write"):
+            encoded = clock.each("encode", shard_parts([array], cut.chunk_length, cut.shard_length, job.codec))
+            written.append(write_file(job.dataset, _path(block, name), encoded))
+    totals = np.zeros(cut.total_rows)
+    totals[: len(found.totals)] = found.totals
+    for name, array in (("indptr", found.bounds.astype(cut.bound_dtype)), ("totals", totals)):
+        with clock("write"):
+            written.append(write_file(job.dataset, _path(block, name), job.codec.encode(array)))
+    return FilesReceipt(tuple(written), clock.seconds)
+
+
+def _path(block: GeneBlock, array: str) -> str:
+    return f"{BY_GENE}/{block.matrix}/{array}/{shard_key(block.block)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Genes:
+    """A block by gene: bounds of each gene; rows within the block, increasing in each gene; values; sum of each row."""
+
+    bounds: Int64Array
+    rows: AnyArray
+    values: AnyArray
+    totals: AnyArray
+
+
+def _transposed(job: StudyJob, block: GeneBlock) -> _Genes:
+    from daodask.kernels import count_columns, transpose_rows
+
+    bounds = np.zeros(job.n_vars + 1, dtype=np.int64)
+    for _, columns in _staged(job, block, "indices"):
+        count_columns(columns, bounds[1:])
+    np.cumsum(bounds, out=bounds)
+    lengths = np.frombuffer(job.staged(block.block, block.matrix, "lengths").read(), dtype=np.int64)
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    out = np.empty(block.nnz, dtype=block.layout.row_dtype), np.empty(block.nnz, dtype=block.dtype)
+    ends, totals, row = bounds[:-1].copy(), np.zeros(len(lengths)), 0
+    pieces = zip(_staged(job, block, "indices"), _staged(job, block, "data"), strict=True)
+    for (first, columns), (_, data) in pieces:
+        row = transpose_rows(columns, data.astype(block.dtype, copy=False), first, indptr, row, ends, totals, out)
+    return _Genes(bounds, *out, totals)
+
+
+def _staged(job: StudyJob, block: GeneBlock, what: str) -> Iterator[tuple[int, AnyArray]]:
+    """First element and values of each piece of a staged array."""
+    dtype = staged_index(job.n_vars) if what == "indices" else np.dtype(block.staged_dtype)
+    for start in range(0, block.nnz, _READ_VALUES):
+        bounds = start, min(start + _READ_VALUES, block.nnz)
+        yield start, job.read_staged(block.block, block.matrix, what, dtype, bounds)
