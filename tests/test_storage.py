@@ -182,3 +182,33 @@ def test_a_crash_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pyt
         file.write(b"after")
     assert file.read() == b"before"
     assert os.listdir(tmp_path) == ["a"]
+
+
+# -- large local files -------------------------------------------------------------------------------------------------
+
+
+def test_the_disk_begins_before_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daodask.storage._FLUSHED_BYTES", 10_000)
+    sizes: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (sizes.append(os.fstat(descriptor).st_size), fsync(descriptor)))
+    StoreLocation.parse(tmp_path / "file").write(bytes([i]) * 9000 for i in range(50))
+    assert (tmp_path / "file").read_bytes() == b"".join(bytes([i]) * 9000 for i in range(50))
+    assert sizes[-1] == 450_000
+    assert sizes[0] < 450_000
+
+
+def test_a_disk_that_fails_meanwhile_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daodask.storage._FLUSHED_BYTES", 10_000)
+    fsync, failed = os.fsync, []
+
+    def fails_once(descriptor: int) -> None:
+        if not failed:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "the disk is broken")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    with pytest.raises(OSError, match="broken"):
+        StoreLocation.parse(tmp_path / "file").write(bytes([i]) * 9000 for i in range(50))
+    assert list(tmp_path.iterdir()) == []

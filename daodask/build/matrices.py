@@ -162,14 +162,16 @@ def _map_counts(block: CSR, values: AnyArray, columns: _Map, kind: str) -> Mappe
     if found is None:
         raise StreamlineError(f"expected counts up to {_LARGEST_COUNT}, got more as the sum of several genes")
     data, indices, indptr = found
-    most = int(data.max(initial=0))
+    # What all has a place is as it was.
+    all_placed = len(data) == len(values)
+    most = largest if all_placed else int(data.max(initial=0))
     return MappedBlock(
         data=data.astype(exact_integer_dtype(most), copy=False),
         indices=indices,
         indptr=indptr,
         n_vars=columns.n_vars,
         total=float(total),
-        kept=float(data.sum(dtype=np.uint64)),
+        kept=float(total if all_placed else data.sum(dtype=np.uint64)),
         largest=float(most),
     )
 

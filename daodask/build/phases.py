@@ -26,24 +26,33 @@ class Stopwatch:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Count what is done within as this phase."""
-        self._count()
-        self._running.append(phase)
+        self._enter(phase)
         try:
             yield
         finally:
-            self._count()
-            self._running.pop()
+            self._leave()
 
     def each(self, phase: str, values: Iterable[T]) -> Iterator[T]:
         """The values; what it takes to make each counts as this phase, what is done with it does not."""
         iterator = iter(values)
         while True:
-            with self(phase):
-                try:
-                    value = next(iterator)
-                except StopIteration:
-                    return
+            # As ``with self(phase)``, which costs more than some values do.
+            self._enter(phase)
+            try:
+                value = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._leave()
             yield value
+
+    def _enter(self, phase: str) -> None:
+        self._count()
+        self._running.append(phase)
+
+    def _leave(self) -> None:
+        self._count()
+        self._running.pop()
 
     def _count(self) -> None:
         now = time.perf_counter()

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import pandas as pd
 
+from daodask.buffers import reused_empty
 from daodask.build.cell_names import cell_names
 from daodask.build.matrices import map_block
 from daodask.build.phases import Stopwatch
@@ -406,8 +407,14 @@ def _shard_values(job: StudyJob, shard: Shard) -> Iterator[AnyArray]:
     for piece, dtype in zip(shard.pieces, shard.staged_dtypes, strict=True):
         for start in range(piece.start, piece.stop, _READ_VALUES):
             bounds = start, min(start + _READ_VALUES, piece.stop)
-            values = job.read_staged(piece.block, shard.matrix, what, np.dtype(dtype), bounds)
-            yield values.astype(shard.dtype, copy=False)
+            staged = job.read_staged(piece.block, shard.matrix, what, np.dtype(dtype), bounds)
+            yield staged if staged.dtype == shard.dtype else _cast(staged, shard.dtype)
+
+
+def _cast(values: AnyArray, dtype: str) -> AnyArray:
+    cast = reused_empty(len(values), dtype)
+    cast[:] = values
+    return cast
 
 
 # -- frames --------------------------------------------------------------------------------------------------------

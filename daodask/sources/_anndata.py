@@ -67,6 +67,8 @@ class AnnDataSource:
         self._reading = reading
         self._converted: tuple[str, CSR] = "", sp.csr_matrix((0, 0))
         self._convert = threading.Lock()
+        #: What was found to be sound, as it is read in many runs of rows.
+        self._sparse: dict[str, tuple[CompressedGroup, str]] = {}
         with reading("the list of its parts"):
             parts = sorted(root.keys())
         if not {"obs", "var"} <= set(parts):
@@ -129,13 +131,15 @@ class AnnDataSource:
             There is no such matrix, or its content does not fit its declared shape.
         """
         check_rows(start, stop, self.n_obs)
-        node = self._matrix_node(matrix)
-        if _is_array(node):
-            self._check_shape(matrix, node.shape)
-            self._check_numbers(matrix, node)
-            with self._reading(f"{node.name} rows {start} to {stop}"):
-                return DenseMatrix.of(node).rows(start, stop)
-        compressed, kind = self._compressed(matrix, node)
+        if matrix not in self._sparse:
+            node = self._matrix_node(matrix)
+            if _is_array(node):
+                self._check_shape(matrix, node.shape)
+                self._check_numbers(matrix, node)
+                with self._reading(f"{node.name} rows {start} to {stop}"):
+                    return DenseMatrix.of(node).rows(start, stop)
+            self._sparse[matrix] = self._compressed(matrix, node)
+        compressed, kind = self._sparse[matrix]
         return compressed.read(start, stop) if kind == "csr" else self._read_transposed(matrix, compressed, start, stop)
 
     def matrix_parts(self, matrix: str) -> Parts | None:

@@ -46,42 +46,25 @@ def read_elements(array: Any, start: int, stop: int) -> AnyArray:
     OSError
         A chunk is not in the file, or does not decompress to what it should be.
     """
-    filters = _known_filters(array)
-    if filters is None or stop <= start:
+    plan = _plan(_Identity.of(array)) if isinstance(array, h5py.Dataset) and stop > start else None
+    if plan is None:
         values: AnyArray = array[start:stop]
         return values
-    # HDF5's own descriptor: a path may meanwhile lead to another file.
-    descriptor = array.file.id.get_vfd_handle()
-    chunks = _chunk_table(_Identity.of(array))
-    out = reused_empty(stop - start, array.dtype)
-    length = array.chunks[0]
+    out = reused_empty(stop - start, plan.dtype)
+    length = plan.length
     for first in range(start // length * length, stop, length):
         low, high = max(start, first), min(stop, first + length)
         target = out[low - start : high - start]
-        chunk = _chunk(chunks[first // length])
+        chunk = _chunk(plan.table[first // length])
         if chunk is None:  # never written: it has what it is filled with
             target[:] = array[low:high]
         elif len(target) == length:
-            _read_chunk(descriptor, chunk, filters, target)
+            _read_chunk(plan.descriptor, chunk, plan.filters, target)
         else:
-            whole = np.empty(length, dtype=array.dtype)
-            _read_chunk(descriptor, chunk, filters, whole)
+            whole = np.empty(length, dtype=plan.dtype)
+            _read_chunk(plan.descriptor, chunk, plan.filters, whole)
             target[:] = whole[low - first : high - first]
     return out
-
-
-def _known_filters(array: Any) -> tuple[int, ...] | None:
-    """The filters of chunks, ``None`` where an array is best left to HDF5."""
-    if not isinstance(array, h5py.Dataset) or array.chunks is None or len(array.shape) != 1 or array.is_virtual:
-        return None
-    if array.file.driver != "sec2" or array.file.userblock_size or array.dtype.kind not in "iuf":
-        return None
-    # Without chunk_iter, which HDF5 has since 1.14, chunks can't be found quickly.
-    if array.chunks[0] * array.dtype.itemsize < _SMALLEST_CHUNK or not hasattr(array.id, "chunk_iter"):
-        return None
-    properties = array.id.get_create_plist()
-    filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
-    return filters if filters in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +82,55 @@ class _Identity:
         return cls(info.fileno, info.addr, weakref.ref(array))
 
 
-@lru_cache(maxsize=4)
-def _chunk_table(identity: _Identity) -> Int64Array:
-    """Offset, size and filter mask of each chunk of an array, the offset -1 of one that was never written.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """How an array is read past HDF5.
 
-    Asked for one by one, HDF5 goes through its tree of all chunks for each.
+    Parameters
+    ----------
+    descriptor
+        HDF5's own of the file: a path may meanwhile lead to another one.
+    dtype, length
+        Of elements, and elements of a chunk.
+    filters
+        That chunks were put through, in order.
+    table
+        Offset, size and filter mask of each chunk, the offset -1 of one that was never written.
     """
+
+    descriptor: int
+    dtype: np.dtype[Any]
+    length: int
+    filters: tuple[int, ...]
+    table: Int64Array
+
+
+@lru_cache(maxsize=16)
+def _plan(identity: _Identity) -> _Plan | None:
+    """Found once for an open array, as HDF5 lets one thread ask at a time; ``None`` where it is left to HDF5."""
     array = identity.array()
+    filters = _known_filters(array)
+    if filters is None:
+        return None
+    return _Plan(array.file.id.get_vfd_handle(), array.dtype, array.chunks[0], filters, _chunk_table(array))
+
+
+def _known_filters(array: h5py.Dataset) -> tuple[int, ...] | None:
+    """The filters of chunks, ``None`` where an array is best left to HDF5."""
+    if array.chunks is None or len(array.shape) != 1 or array.is_virtual:
+        return None
+    if array.file.driver != "sec2" or array.file.userblock_size or array.dtype.kind not in "iuf":
+        return None
+    # Without chunk_iter, which HDF5 has since 1.14, chunks can't be found quickly.
+    if array.chunks[0] * array.dtype.itemsize < _SMALLEST_CHUNK or not hasattr(array.id, "chunk_iter"):
+        return None
+    properties = array.id.get_create_plist()
+    filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
+    return filters if filters in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE)) else None
+
+
+def _chunk_table(array: h5py.Dataset) -> Int64Array:
+    """Asked for chunks one by one, HDF5 goes through its tree of all of them for each."""
     table = np.full((-(-array.shape[0] // array.chunks[0]), 3), -1, dtype=np.int64)
 
     def note(chunk: Any) -> None:

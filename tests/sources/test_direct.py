@@ -117,10 +117,10 @@ def test_damage_is_told(damage: str, filters: dict[str, Any], tmp_path: Path) ->
 
 def test_where_chunks_are_is_asked_once_an_opened_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = written(tmp_path / "x.h5")
-    before = _direct._chunk_table.cache_info()
+    before = _direct._plan.cache_info()
     for start in (0, 5000, 9000):
         assert read_elements(array.file["x"], start, start + 1000).tolist() == array[start : start + 1000].tolist()
-    after = _direct._chunk_table.cache_info()
+    after = _direct._plan.cache_info()
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
     array.file.close()
     # The same path and place in the file, but another file.
