@@ -236,7 +236,7 @@ def feature_space(spec: FeatureSpec, reference: pd.DataFrame | None, studies: Se
             f"feature space {spec.name!r}: expected genes of one organism, got Ensembl ids of {', '.join(several)}; "
             f"give each its own feature space"
         )
-    declared, inferred = _canonical(spec.organism), infer_organism(var.index)
+    declared, inferred = _canonical(spec.organism), several[0] if several else ""
     if declared and inferred and declared != inferred:
         raise SpecError(f"feature space {spec.name!r}: expected genes of {declared}, got Ensembl ids of {inferred}")
     return FeatureSpace(spec.name, var.copy(), declared or inferred)
@@ -573,7 +573,7 @@ def infer_organism(names: Iterable[object]) -> str:
 
 def _ensembl_organisms(names: Iterable[object]) -> tuple[str, ...]:
     """The organisms whose Ensembl ids are among the names; a virus' genes come with those of its host."""
-    matches = (_ENSEMBL.fullmatch(str(n)) for n in names)
+    matches = (_ENSEMBL.fullmatch(text) for n in names if (text := str(n)).startswith("ENS"))
     species = dict.fromkeys(m[2] for m in matches if m)
     return tuple(_ENSEMBL_SPECIES[s] for s in species if s in _ENSEMBL_SPECIES)
 

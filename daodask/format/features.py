@@ -53,9 +53,8 @@ class FeatureSpace:
         """First 32 hex digits of the SHA-256 over number of genes, ids and columns; ``SPEC.md`` has each byte."""
         digest = hashlib.sha256(len(self.var).to_bytes(8, "little"))
         for title, values in [(GENE_ID, self.var.index), *((str(c), self.var[c]) for c in self.var.columns)]:
-            for text in (title, *map(str, values)):
-                encoded = text.encode()
-                digest.update(len(encoded).to_bytes(8, "little") + encoded)
+            texts = [str(text).encode() for text in (title, *values)]
+            digest.update(b"".join(part for text in texts for part in (len(text).to_bytes(8, "little"), text)))
         return digest.hexdigest()[:32]
 
     def positions(self, genes: Iterable[Hashable]) -> Int64Array:
