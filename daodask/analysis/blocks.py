@@ -28,8 +28,8 @@ from daodask.types import CSR, AnyArray, BoolArray, Int64Array
 
 __all__ = ["Block", "MemoryBlock", "Reading", "Rows", "StoredBlock"]
 
-#: Chunks that are decoded at a time: few enough to stay in cache, many enough that groups have rows in common.
-_PIECE_CHUNKS: Final = 16
+#: Chunks that are decoded at a time: few enough to stay in the last cache, many enough to outweigh what Python takes.
+_PIECE_CHUNKS: Final = 64
 #: Share of a chunk's values that must be wanted for it to be decoded whole.
 _WORTH_DECODING: Final = 0.4
 _NOTHING: Final = np.empty(0)
