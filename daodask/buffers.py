@@ -5,6 +5,7 @@ An array from a pool goes back when the last view of it is gone, never before: w
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import deque
@@ -47,6 +48,10 @@ class BufferPool:
     def __reduce__(self) -> tuple[Any, ...]:
         # Memory stays where it is: a copy in another process starts without any.
         return BufferPool, (self._most_bytes, self._grain)
+
+    def renew_lock(self) -> None:
+        """Be usable in a process that was forked while another thread held the lock."""
+        self._lock = threading.Lock()
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> AnyArray:
         """An array of undefined content, as ``numpy.empty`` gives one."""
@@ -91,6 +96,8 @@ class BufferPool:
 
 #: Of what is read, mapped and encoded block by block in this process.
 _BLOCKS: Final = BufferPool(256 * 2**20, grain=2**20)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_BLOCKS.renew_lock)
 #: Below this memory is cheap, and much of a grain would be left over.
 _LEAST_REUSED: Final = 2**20
 

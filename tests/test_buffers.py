@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daodask import BatchLoader
+from daodask import BatchLoader, buffers
 from daodask.batches.schedule import Shuffled
 from daodask.buffers import _WINDOW_GRAIN, BufferPool
 from daodask.gather import csr_of
@@ -184,3 +185,23 @@ def test_windows_take_turns_in_the_same_memory(tmp_path):
     pool = loader._reader.pool
     assert (pool._on_loan + kept(pool)) <= 128 * 2**20
     assert len(places) <= 16
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_process_forked_while_memory_is_taken_has_memory() -> None:
+    with buffers._BLOCKS._lock:
+        child = os.fork()
+        if not child:
+            os._exit(0 if len(buffers.reused_empty(2**21, np.uint8)) == 2**21 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_memory_for_a_short_time_is_used_again() -> None:
+    first = buffers.reused_empty(2**21, np.uint32)
+    place = address(first)
+    del first
+    again = buffers.reused_empty(2**21 - 5, np.int32)
+    assert (address(again), again.dtype, len(again)) == (place, np.dtype(np.int32), 2**21 - 5)
+    assert address(buffers.reused_empty(2**21, np.int32)) != place
+    assert buffers.reused_empty(5, np.int32).base is None
