@@ -197,7 +197,8 @@ def test_a_process_forked_while_memory_is_taken_has_memory() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_memory_for_a_short_time_is_used_again() -> None:
+def test_memory_for_a_short_time_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_BLOCKS", BufferPool(2**30, grain=2**20))
     first = buffers.reused_empty(2**21, np.uint32)
     place = address(first)
     del first
