@@ -318,7 +318,7 @@ def check_gene_block(
     indptr, totals = group["indptr"][start : stop + 1].astype(np.int64), np.zeros(stop - start)
     for low in range(int(indptr[0]), int(indptr[-1]), _GENE_PIECE):
         high = min(low + _GENE_PIECE, int(indptr[-1]))
-        columns = group["indices"][low:high].astype(np.int64)
+        columns, data = group["indices"][low:high].astype(np.int64), group["data"][low:high]
         order = np.argsort(columns, kind="stable")
         ordered = columns[order]
         # The n-th element of a gene here goes n behind the last of it so far.
@@ -328,10 +328,10 @@ def check_gene_block(
         if (ends[:-1] > bounds[1:]).any():
             yield Finding(where, f"expected as many values of each gene as rows have in block {number}, got fewer")
             return
-        if not np.array_equal(rows[at], row[order]) or values[at].tobytes() != group["data"][low:high][order].tobytes():
+        if not np.array_equal(rows[at], row[order]) or values[at].tobytes() != data[order].tobytes():
             yield Finding(where, f"expected the rows' values in block {number}, got others")
             return
-        totals += np.bincount(row, group["data"][low:high], minlength=len(totals))
+        totals += np.bincount(row, data, minlength=len(totals))
     if (ends[:-1] < bounds[1:]).any():
         yield Finding(where, f"expected as many values of each gene as rows have in block {number}, got more")
     if matrix.kind == "counts" and not np.array_equal(by_gene["totals"][start:stop], totals):

@@ -131,8 +131,7 @@ def _read_obs_partition(
 
 
 def _with_strings(obs: pd.DataFrame, schema: ObsSchema, dtype: Any) -> pd.DataFrame:
-    strings = {OBS_NAMES, *(column.name for column in schema.columns if column.dtype == "string")}
-    return obs.astype({name: dtype for name in obs.columns if name in strings})
+    return obs.astype({name: dtype for name in obs.columns if name in schema.strings})
 
 
 def _row_chunks(blocks: Sequence[BlockAddress]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ obs frame. They know no scheduler and keep no state but small caches of what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -184,8 +184,9 @@ def read_var(dataset: StoreLocation) -> pd.DataFrame:
     return frame
 
 
-def read_measured_by_source(dataset: StoreLocation) -> dict[str, BoolArray]:
-    """Which genes each study measured that a dataset was shuffled of; of any other dataset nothing (computes)."""
+@lru_cache(maxsize=64)
+def read_measured_by_source(dataset: StoreLocation) -> Mapping[str, BoolArray]:
+    """Which genes each study measured that a dataset was shuffled of; of any other nothing (computes once)."""
     if not (dataset / MEASURED_BY_SOURCE).exists():
         return {}
     metadata = parquet_metadata(dataset / MEASURED_BY_SOURCE)

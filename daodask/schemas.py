@@ -13,6 +13,7 @@ from typing import Final
 
 from daodask.errors import StateError
 from daodask.format.manifest import ObsColumn
+from daodask.format.spec import OBS_NAMES
 from daodask.snapshots import read_snapshot
 from daodask.storage import StoreLocation
 
@@ -39,6 +40,11 @@ class ObsSchema:
 
     columns: tuple[ObsColumn, ...]
     dataset_ids: tuple[str, ...]
+
+    @property
+    def strings(self) -> frozenset[str]:
+        """The columns of text, the names of the cells among them."""
+        return frozenset({OBS_NAMES, *(column.name for column in self.columns if column.dtype == "string")})
 
     @property
     def digest(self) -> str:

@@ -279,9 +279,12 @@ class Store:
         held = None if self.held is None else self.held.frame(self.selection, self.empty_obs)
         if held is not None:
             return held
-        schema = ObsSchema(self.obs_schema, self.dataset_ids)
         where = SchemaAddress(self.location, self.snapshot.number, self.feature_space.name)
-        return lazy_obs(self.blocks, where.of(schema))
+        return lazy_obs(self.blocks, where.of(self._schema))
+
+    @property
+    def _schema(self) -> ObsSchema:
+        return ObsSchema(self.obs_schema, self.dataset_ids)
 
     @property
     def obs_columns(self) -> tuple[str, ...]:
@@ -613,7 +616,7 @@ class Store:
 
     def _with_plain_strings(self, obs: pd.DataFrame) -> pd.DataFrame:
         """As they are read; dask has them in a type of its own."""
-        strings = {OBS_NAMES, *(column.name for column in self.obs_schema if column.dtype == "string")}
+        strings = self._schema.strings
         columns: dict[str, Any] = {name: obs[name] for name in obs.columns if name in strings}
         plain = {name: column.to_numpy(dtype=object, na_value=None) for name, column in columns.items()}
         return obs.assign(**{name: pd.Series(values, obs.index, dtype=object) for name, values in plain.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +56,7 @@ def read_measured(store: Store) -> Measured:
     return Measured(np.array(masks, dtype=np.bool_), rows)
 
 
-def _of_sources(store: Store, dataset: str) -> dict[str, BoolArray]:
+def _of_sources(store: Store, dataset: str) -> Mapping[str, BoolArray]:
     info = store.snapshot.dataset[dataset]
     # A study may have brought a column of the name.
     named = any(c.name == SOURCE_DATASET for c in info.columns)

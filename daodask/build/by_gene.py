@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from daodask.build.matrices import staged_index
 from daodask.build.phases import Stopwatch
 from daodask.build.receipts import FilesReceipt, with_receipt, write_file
-from daodask.build.tasks import StudyJob
-from daodask.format.chunks import shard_key, shard_parts
+from daodask.build.tasks import Piece, StudyJob, write_encoded
+from daodask.format.chunks import shard_key
 from daodask.format.groups import GeneLayout
 from daodask.format.spec import BY_GENE
 from daodask.types import AnyArray, Int64Array
 
 __all__ = ["GeneBlock", "write_gene_block"]
-
-#: Values that are read of what is staged at a time.
-_READ_VALUES: Final = 2**21
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +48,8 @@ def _write_gene_block(job: StudyJob, block: GeneBlock) -> FilesReceipt:
     for name, array in (("data", found.values), ("indices", found.rows)):
         if not block.nnz:
             break
-        with clock("write"):
-            encoded = clock.each("encode", shard_parts([array], cut.chunk_length, cut.shard_length, job.codec))
-            written.append(write_file(job.dataset, _path(block, name), encoded))
+        lengths = cut.chunk_length, cut.shard_length
+        written.append(write_encoded(job, _path(block, name), [array], lengths, clock))
     totals = np.zeros(cut.total_rows)
     totals[: len(found.totals)] = found.totals
     for name, array in (("indptr", found.bounds.astype(cut.bound_dtype)), ("totals", totals)):
@@ -97,6 +92,4 @@ def _transposed(job: StudyJob, block: GeneBlock) -> _Genes:
 def _staged(job: StudyJob, block: GeneBlock, what: str) -> Iterator[tuple[int, AnyArray]]:
     """First element and values of each piece of a staged array."""
     dtype = staged_index(job.n_vars) if what == "indices" else np.dtype(block.staged_dtype)
-    for start in range(0, block.nnz, _READ_VALUES):
-        bounds = start, min(start + _READ_VALUES, block.nnz)
-        yield start, job.read_staged(block.block, block.matrix, what, dtype, bounds)
+    return job.read_staged(Piece(block.block, 0, block.nnz), block.matrix, what, dtype)

@@ -8,17 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from daodask.build.by_gene import GeneBlock
+from daodask.build.by_gene import GeneBlock, write_gene_block
 from daodask.build.matrices import staged_index
 from daodask.build.receipts import BlockReceipt, FileReceipt
-from daodask.build.tasks import MatrixJob, Piece, Shard, StudyJob, obsm_chunk_rows
+from daodask.build.tasks import MatrixJob, Piece, Shard, StudyJob, obsm_chunk_rows, write_shard
 from daodask.format.chunks import shard_bounds
 from daodask.format.groups import CSRLayout, GeneLayout
 from daodask.format.manifest import MatrixInfo
 from daodask.format.spec import block_row_dtype, exact_integer_dtype, index_dtype, served_dtype
+from daodask.runners import Task
 from daodask.types import Int64Array
 
-__all__ = ["checksums_of", "final_dtype", "gene_blocks_of", "lay_out", "matrix_info", "pieces_of", "shards_of"]
+__all__ = [
+    "checksums_of",
+    "encode_tasks",
+    "final_dtype",
+    "gene_blocks_of",
+    "lay_out",
+    "matrix_info",
+    "pieces_of",
+    "shards_of",
+]
 
 
 def lay_out(job: StudyJob, matrix: MatrixJob, staged: Sequence[BlockReceipt]) -> CSRLayout:
@@ -76,6 +86,17 @@ def shards_of(layout: CSRLayout, staged: Sequence[BlockReceipt]) -> Iterator[Sha
             pieces = tuple(pieces_of(bounds, start, stop))
             dtypes = tuple(receipts[p.block].dtype if is_data else index for p in pieces)
             yield Shard(layout.name, path, number, dtype, dtypes, layout.chunk_length, length, pieces)
+
+
+def encode_tasks(job: StudyJob, layouts: Sequence[CSRLayout], staged: Sequence[BlockReceipt]) -> list[Task]:
+    """The tasks that write all matrices, by rows and by gene."""
+    # The largest first, so that no worker is left alone with it at the end.
+    shards = sorted((s for layout in layouts for s in shards_of(layout, staged)), key=lambda s: s.nbytes, reverse=True)
+    by_gene = [block for layout in layouts for block in gene_blocks_of(layout, staged)]
+    return [
+        *(Task("encode-shard", write_shard, (job, shard)) for shard in shards),
+        *(Task("encode-genes", write_gene_block, (job, block)) for block in by_gene),
+    ]
 
 
 def gene_blocks_of(layout: CSRLayout, staged: Sequence[BlockReceipt]) -> Iterator[GeneBlock]:

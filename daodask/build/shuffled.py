@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from daodask.build.by_gene import write_gene_block
 from daodask.build.known import shared_source
-from daodask.build.layouts import checksums_of, gene_blocks_of, lay_out, matrix_info, shards_of
+from daodask.build.layouts import checksums_of, encode_tasks, lay_out, matrix_info
 from daodask.build.plan import BuildPlan, Recipe, group_path
 from daodask.build.receipts import BlockReceipt, FileReceipt, FramesReceipt, write_file
 from daodask.build.report import StudyReport
@@ -24,7 +23,7 @@ from daodask.build.shuffle import (
     write_shuffled_frames,
 )
 from daodask.build.steps import build_study
-from daodask.build.tasks import check_files, write_shard
+from daodask.build.tasks import check_files
 from daodask.drive import Steps
 from daodask.format.manifest import DatasetInfo
 from daodask.format.spec import CHECKSUMS, DATASETS, SCRATCH
@@ -132,21 +131,17 @@ class _Output:
         self._job = job.outputs[number]
         self._staged = staged
         self.layouts = tuple(lay_out(self._job, matrix, staged) for matrix in self._job.matrices)
-        self._shards = [shard for layout in self.layouts for shard in shards_of(layout, staged)]
-        self._by_gene = [block for layout in self.layouts for block in gene_blocks_of(layout, staged)]
+        self._encoding = encode_tasks(self._job, self.layouts, staged)
 
     def writing(self, frames: ShuffledFrames) -> Iterator[Task]:
         """Tasks that write its files."""
-        for shard in self._shards:
-            yield Task("encode-shard", write_shard, (self._job, shard))
-        for block in self._by_gene:
-            yield Task("encode-genes", write_gene_block, (self._job, block))
+        yield from self._encoding
         yield Task("write-frames", write_shuffled_frames, (self._shuffle, self._number, frames))
 
     def take(self, receipts: Iterator[Any]) -> tuple[list[FileReceipt], FramesReceipt]:
         """All its files, and the receipt of its frames, of the next results of :meth:`writing`."""
         files = [f for block in self._staged for f in block.files]
-        files += [f for _ in (*self._shards, *self._by_gene) for f in next(receipts).files]
+        files += [f for _ in self._encoding for f in next(receipts).files]
         frames: FramesReceipt = next(receipts)
         return [*files, *frames.files], frames
 

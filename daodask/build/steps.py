@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from daodask.build.by_gene import write_gene_block
 from daodask.build.depth import Depth
-from daodask.build.layouts import checksums_of, gene_blocks_of, lay_out, matrix_info, shards_of
+from daodask.build.layouts import checksums_of, encode_tasks, lay_out, matrix_info
 from daodask.build.phases import sum_phases
 from daodask.build.plan import BuildPlan, Recipe
 from daodask.build.qc import join_ranges
@@ -27,7 +26,6 @@ from daodask.build.tasks import (
     write_frames,
     write_gene_map,
     write_qc_masks,
-    write_shard,
 )
 from daodask.build.transpose import Transposition
 from daodask.drive import Steps
@@ -63,13 +61,8 @@ def build_study(plan: BuildPlan, recipe: Recipe, source: Any) -> Steps[tuple[Dat
     blocks = range(len(job.blocks) - 1)
     staged: list[BlockReceipt] = yield "stage", [Task("stage-block", stage_block, (job, source, b)) for b in blocks]
     layouts = tuple(lay_out(job, m, staged) for m in job.matrices)
-    # The largest first, so that no worker is left alone with it at the end.
-    shards = sorted((s for layout in layouts for s in shards_of(layout, staged)), key=lambda s: s.nbytes, reverse=True)
-    tasks = [Task("encode-shard", write_shard, (job, s)) for s in shards]
-    by_gene = [block for layout in layouts for block in gene_blocks_of(layout, staged)]
-    tasks += [Task("encode-genes", write_gene_block, (job, b)) for b in by_gene]
-    frames = _frames(plan, recipe, layouts)
-    written: list[FilesReceipt] = yield "write", [Task("write-frames", write_frames, (job, source, frames)), *tasks]
+    framing = Task("write-frames", write_frames, (job, source, _frames(plan, recipe, layouts)))
+    written: list[FilesReceipt] = yield "write", [framing, *encode_tasks(job, layouts, staged)]
     files = [f for block in staged for f in block.files] + [f for task in written for f in task.files]
     checksums = checksums_of(files)
     # Before the look at all of them: a dataset that has them is not removed by another builder that fails.

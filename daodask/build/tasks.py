@@ -64,6 +64,7 @@ __all__ = [
     "stage_block",
     "staged_indptr",
     "transpose_parts",
+    "write_encoded",
     "write_frames",
     "write_gene_map",
     "write_obsm_rows",
@@ -71,7 +72,7 @@ __all__ = [
     "write_shard",
 ]
 
-#: Values that are read at a time while a shard is put together.
+#: Staged values that are read at a time.
 _READ_VALUES: Final = 2**21
 
 R = TypeVar("R", BlockReceipt, FilesReceipt, PartsReceipt)
@@ -212,12 +213,13 @@ class StudyJob:
         """Where ``data``, ``indices`` or row ``lengths`` of a staged block are, raw and little-endian."""
         return self.scratch / _staged_path(block, matrix, what)
 
-    def read_staged(
-        self, block: int, matrix: str, what: str, dtype: np.dtype[Any], bounds: tuple[int, int]
-    ) -> AnyArray:
-        """Elements between bounds of a staged array."""
-        start, stop = (bound * dtype.itemsize for bound in bounds)
-        return self.scratch.read_ranges([(_staged_path(block, matrix, what), start, stop)]).view(dtype)
+    def read_staged(self, piece: Piece, matrix: str, what: str, dtype: np.dtype[Any]) -> Iterator[tuple[int, AnyArray]]:
+        """Elements of a staged array, as many at a time as a task holds, and the number of the first of them."""
+        path = _staged_path(piece.block, matrix, what)
+        for start in range(piece.start, piece.stop, _READ_VALUES):
+            stop = min(start + _READ_VALUES, piece.stop)
+            data = self.scratch.read_ranges([(path, start * dtype.itemsize, stop * dtype.itemsize)])
+            yield start, data.view(dtype)
 
     def stage(self, block: int, matrix: str, what: str, parts: Sequence[memoryview]) -> ScratchFile:
         """Write them."""
@@ -394,20 +396,26 @@ def write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
 
 def _write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
     clock = Stopwatch()
-    with clock("write"):
-        values = clock.each("read", _shard_values(job, shard))
-        encoded = clock.each("encode", shard_parts(values, shard.chunk_length, shard.shard_length, job.codec))
-        file = write_file(job.dataset, f"{shard.path}/{shard_key(shard.number)}", encoded)
+    values = clock.each("read", _shard_values(job, shard))
+    path = f"{shard.path}/{shard_key(shard.number)}"
+    file = write_encoded(job, path, values, (shard.chunk_length, shard.shard_length), clock)
     return FilesReceipt((file,), clock.seconds)
+
+
+def write_encoded(
+    job: StudyJob, path: str, values: Iterable[AnyArray], lengths: tuple[int, int], clock: Stopwatch
+) -> FileReceipt:
+    """Write values as one shard of the dataset, of that length of chunk and shard, while they are encoded."""
+    with clock("write"):
+        encoded = clock.each("encode", shard_parts(values, *lengths, job.codec))
+        return write_file(job.dataset, path, encoded)
 
 
 def _shard_values(job: StudyJob, shard: Shard) -> Iterator[AnyArray]:
     """The values of a shard in its dtype, a few at a time."""
     what = shard.path.rpartition("/")[2]
     for piece, dtype in zip(shard.pieces, shard.staged_dtypes, strict=True):
-        for start in range(piece.start, piece.stop, _READ_VALUES):
-            bounds = start, min(start + _READ_VALUES, piece.stop)
-            staged = job.read_staged(piece.block, shard.matrix, what, np.dtype(dtype), bounds)
+        for _, staged in job.read_staged(piece, shard.matrix, what, np.dtype(dtype)):
             yield staged if staged.dtype == shard.dtype else _cast(staged, shard.dtype)
 
 

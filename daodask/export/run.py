@@ -368,14 +368,13 @@ def _put_in_place(path: str, target: str) -> None:
 def _by_gene(job: _Job) -> tuple[str, ...]:
     """Patterns of the matrices to store by gene, too."""
     infos = [job.store.snapshot.dataset[name] for name in job.store.selection.datasets]
-    matrices = {m.name: m for info in infos for m in info.matrices}
+    matrices = [m for info in infos for m in info.matrices]
     if job.by_gene is None:
-        return tuple(sorted({m.name for info in infos for m in info.matrices if m.by_gene}))
+        return tuple(sorted({m.name for m in matrices if m.by_gene}))
+    names = sorted({m.name for m in matrices})
     for pattern in job.by_gene:
-        if not fnmatch.filter(matrices, pattern):
-            raise UnknownNameError(
-                f"no selected dataset has a matrix {pattern!r}; {suggest(pattern, sorted(matrices))}"
-            )
+        if not fnmatch.filter(names, pattern):
+            raise UnknownNameError(f"no selected dataset has a matrix {pattern!r}; {suggest(pattern, names)}")
     return tuple(job.by_gene)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from daodask.errors import SpecError, suggest
 from daodask.types import AnyArray
 
-__all__ = ["CHECKSUM_BYTES", "CODECS", "Codec", "checksum_of", "with_checksum"]
+__all__ = ["CHECKSUM_BYTES", "CODECS", "Codec", "with_checksum"]
 
 CHECKSUM_BYTES: Final = 4
 
@@ -52,27 +52,18 @@ class Codec:
 
     def encode(self, chunk: AnyArray) -> bytes:
         """Compress one chunk; the same bytes on every machine and with any number of threads."""
-        return with_checksum(self.compress(chunk))
-
-    def compress(self, chunk: AnyArray) -> bytes:
-        """What :meth:`encode` gives without the checksum at the end."""
         little = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
         if not self.cname:
-            return little.tobytes()
+            return with_checksum(little.tobytes())
         from numcodecs import blosc
 
-        return bytes(blosc.compress(little, self.cname.encode(), self.clevel, blosc.SHUFFLE, _BLOSC_BLOCK))
+        return with_checksum(blosc.compress(little, self.cname.encode(), self.clevel, blosc.SHUFFLE, _BLOSC_BLOCK))
 
 
 def with_checksum(data: bytes) -> bytes:
     """The bytes followed by their crc32c, little-endian."""
-    return data + checksum_of(data)
-
-
-def checksum_of(data: bytes) -> bytes:
-    """The crc32c of bytes, little-endian."""
     checksum: int = google_crc32c.value(data)
-    return checksum.to_bytes(CHECKSUM_BYTES, "little")
+    return data + checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
 CODECS: Final = {
