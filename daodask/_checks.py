@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from daodask._format import shorten
+from daodask.format.codecs import known_filters
 from daodask.format.features import FeatureSpace
 from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, MatrixInfo, ObsmInfo, merge_schema
 from daodask.format.spec import BY_GENE, CHECKSUMS, OBS_NAMES, VAR_MEASURED, feature_path
@@ -484,7 +485,8 @@ def _column_seen(values: pa.Array) -> ColumnSeen:
 def _open(dataset: StoreLocation) -> Any:
     import zarr
 
-    return zarr.open_group(dataset.zarr_store(), mode="r")
+    with known_filters():
+        return zarr.open_group(dataset.zarr_store(), mode="r")
 
 
 @contextlib.contextmanager

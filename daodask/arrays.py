@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from daodask.errors import CorruptStoreError
 from daodask.format.chunks import ABSENT, ArraySpec, decode_chunk, decode_index
+from daodask.format.codecs import known_filters
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray, Int64Array
 
@@ -271,7 +272,8 @@ def group_attributes(dataset: StoreLocation, path: str) -> dict[str, Any]:
 def _zarr_array(dataset: StoreLocation, path: str) -> Any:
     import zarr
 
-    return zarr.open_array(dataset.zarr_store(), path=path, mode="r")
+    with known_filters():
+        return zarr.open_array(dataset.zarr_store(), path=path, mode="r")
 
 
 # -- caches of what is small and asked for again -----------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from daodask.by_gene import GeneCopy, read_genes
 from daodask.errors import CorruptStoreError
+from daodask.format.codecs import known_filters
 from daodask.format.manifest import ObsColumn
 from daodask.format.spec import MEASURED_BY_SOURCE, OBS_NAMES
 from daodask.gather import RowGroup, gather_csr, matrix_width
@@ -269,7 +270,8 @@ def _open_group(dataset: StoreLocation) -> Any:
     import zarr
 
     # Consolidated metadata makes this one request; without it each array would be another.
-    return zarr.open_group(dataset.zarr_store(), mode="r")
+    with known_filters():
+        return zarr.open_group(dataset.zarr_store(), mode="r")
 
 
 @lru_cache(maxsize=1024)

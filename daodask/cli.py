@@ -45,6 +45,9 @@ _CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (OSError, NO_STORE),
 )
 
+#: Of an export: those of a store, told here as well so that ``--help`` imports nothing, and that of h5ad files.
+CODECS: Final = ("lz4", "lz4hc", "zstd", "zstd-delta", "none", "gzip")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code, see :data:`EXIT_CODES`.
@@ -351,7 +354,7 @@ def _add_export(add_parser: _AddParser) -> None:
     parser.add_argument(
         "--dtype", choices=("stored", "float32", "float64"), help="of values (default: float32 in files)"
     )
-    parser.add_argument("--codec", choices=("lz4", "zstd", "gzip", "none"), help="default: lz4; of h5ad: none, or gzip")
+    parser.add_argument("--codec", choices=CODECS, help="default: lz4; of h5ad: none, or gzip")
     parser.add_argument("--block-rows", metavar="N", type=_natural(1), help="cells of a block (default: 16384)")
     parser.add_argument(
         "--by-gene", metavar="MATRIX", nargs="*", help="in another store by gene, too: X, layers/* (default: as it was)"
@@ -554,7 +557,7 @@ examples:
   daodask export atlas atlas.h5ad                     all of it, block by block: memory does not grow with it
   daodask export atlas bcells.h5ad --where "cell_type == 'B cell' and n_counts > 500"
   daodask export atlas markers.zarr --genes markers.txt --workers 4
-  daodask export gs://bucket/atlas cold --codec zstd --block-rows 65536
+  daodask export gs://bucket/atlas cold --codec zstd-delta --block-rows 65536
 
 exit codes: 0 written, 1 a dataset was refused or failed, 2 the command can't be meant, or OUT is taken, 3 there is no
 store at the URL

@@ -12,7 +12,7 @@ import numpy as np
 from daodask._intrinsics import call_crc32c, call_decompress, call_getitem, call_pread, fence
 from daodask.format.chunks import BLOSC_HEADER, CHECKED
 from daodask.format.codecs import CHECKSUM_BYTES
-from daodask.kernels import compiled, scatter, scatter_dense
+from daodask.kernels import accumulate, compiled, scatter, scatter_dense
 
 __all__ = ["FINE", "STORED", "decode_chunks", "decode_side_by_side", "scatter_chunks", "scatter_dense_chunks"]
 
@@ -49,26 +49,12 @@ def _read(functions: Any, descriptor: int, data: Any, begin: int, end: int) -> b
 
 
 @compiled
-def _decode(functions: Any, form: Any, source: Any, begin: int, end: int, first: int, last: int, scratch: Any) -> int:
-    """Decode elements of a chunk, at least ``[first, last)``, into a scratch as long as a chunk.
-
-    Parameters
-    ----------
-    functions
-        Addresses, see :class:`~daodask._foreign.Decoders`.
-    form
-        Whether chunks are compressed, and whether they end with a checksum.
-    source, begin, end
-        Bytes, and where in them the chunk is. Before the bytes comes the descriptor of an open file, which they are to
-        be read from, to the beginning of the bytes; it is negative where they are there already.
-
-    Returns
-    -------
-    int
-        The element that the scratch begins with, or a negative number where the chunk is not what it should be.
-    """
+def _decompress(
+    functions: Any, form: Any, source: Any, begin: int, end: int, first: int, last: int, scratch: Any
+) -> int:
+    """As :func:`_decode`, but differences stay differences."""
     decompress, getitem, crc32c, _ = functions
-    codec, checked = form
+    codec, checked, _ = form
     descriptor, data = source
     if descriptor >= 0:
         if not _read(functions, descriptor, data, begin, end):
@@ -97,6 +83,34 @@ def _decode(functions: Any, form: Any, source: Any, begin: int, end: int, first:
 
 
 @compiled
+def _decode(functions: Any, form: Any, source: Any, begin: int, end: int, first: int, last: int, scratch: Any) -> int:
+    """Decode elements of a chunk, at least ``[first, last)``, into a scratch as long as a chunk.
+
+    Parameters
+    ----------
+    functions
+        Addresses, see :class:`~daodask._foreign.Decoders`.
+    form
+        Whether chunks are compressed, whether they end with a checksum, and whether they have differences.
+    source, begin, end
+        Bytes, and where in them the chunk is. Before the bytes comes the descriptor of an open file, which they are to
+        be read from, to the beginning of the bytes; it is negative where they are there already.
+
+    Returns
+    -------
+    int
+        The element that the scratch begins with, or a negative number where the chunk is not what it should be.
+    """
+    if not form[2]:
+        return int(_decompress(functions, form, source, begin, end, first, last, scratch))
+    # An element is the sum of all until it.
+    offset = _decompress(functions, form, source, begin, end, 0, last, scratch)
+    if offset == 0:
+        accumulate(scratch[:last])
+    return int(offset)
+
+
+@compiled
 def _blocks(first: Any, last: Any, width: Any, block: Any) -> Any:
     """How many blocks have elements of a range."""
     return (last * width - 1) // block - first * width // block + 1
@@ -116,9 +130,9 @@ def _needed(number: Any, chunk: int, length: int, low: Any, high: Any) -> tuple[
 
 @compiled
 def decode_chunks(functions: Any, form: Any, source: Any, bounds: Any, scratch: Any) -> int:
-    """Decode chunks to nowhere: what the others here cannot be faster than."""
+    """Decompress chunks to nowhere: what the others here cannot be faster than."""
     for i in range(len(bounds)):
-        if _decode(functions, form, source, bounds[i, 0], bounds[i, 1], 0, len(scratch), scratch) != 0:
+        if _decompress(functions, form, source, bounds[i, 0], bounds[i, 1], 0, len(scratch), scratch) != 0:
             return i
     return FINE
 

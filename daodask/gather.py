@@ -434,11 +434,11 @@ def _decoders(array: Array) -> Decoders | None:
     return find_decoders()
 
 
-def _form(array: Array) -> tuple[int, bool]:
+def _form(array: Array) -> tuple[int, bool, bool]:
     """How an array's chunks are encoded, as compiled loops take it."""
     if array.spec is None:
         raise TypeError(f"{array.where} is read by zarr-python")
-    return _COMPILED[array.spec.compression], array.spec.checksum
+    return _COMPILED[array.spec.compression], array.spec.checksum, array.spec.delta
 
 
 def _source(encoded: Encoded) -> tuple[int, AnyArray]:

@@ -15,6 +15,7 @@ import numpy as np
 from daodask._intrinsics import LANES, stream
 
 __all__ = [
+    "accumulate",
     "count_columns",
     "count_selected",
     "gather_selected",
@@ -32,6 +33,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F) -> F:
     """Compile a function, to run without the GIL; compiled code is kept on disk."""
     return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False)(function))
+
+
+@compiled
+def accumulate(values: Any) -> None:
+    """Put the sum of all elements until it in place of each, as its dtype overflows."""
+    as_value = values.dtype.type
+    total = as_value(0)
+    for k in range(np.uint64(len(values))):
+        total = as_value(total + values[k])
+        values[k] = total
 
 
 @compiled

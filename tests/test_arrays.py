@@ -22,6 +22,7 @@ from daodask import arrays
 from daodask.arrays import Array, open_array, take
 from daodask.errors import CorruptStoreError
 from daodask.format.chunks import ArraySpec
+from daodask.format.codecs import Codec, known_filters
 from daodask.storage import StoreLocation
 from daodask.testing import random_store
 
@@ -88,6 +89,7 @@ class Written:
         return sorted(p for p in (self.folder / "a").rglob("*") if p.is_file() and p.name != "zarr.json")
 
 
+@known_filters()
 def write(
     folder: Path,
     values: np.ndarray,
@@ -102,14 +104,16 @@ def write(
     fill_value: Any = 0,
     absent: tuple[tuple[int, int], ...] = (),
     separator: str = "/",
+    delta: bool = False,
 ) -> Written:
     """Write with zarr-python; ``absent`` elements are not written, and so read as the fill value."""
+    filters = Codec("", 0, delta).zarr_filters(values.dtype.name)
     inner: list[Any] = [BytesCodec(endian=endian), *COMPRESSORS[codec], *([Crc32cCodec()] if checksum else [])]  # type: ignore[arg-type]
     if shard:
         index_codecs = [BytesCodec(), *([Crc32cCodec()] if index_checksum else [])]
         location: Any = "end" if at_end else "start"
         serializer: Any = ShardingCodec(
-            chunk_shape=(chunk,), codecs=inner, index_codecs=index_codecs, index_location=location
+            chunk_shape=(chunk,), codecs=[*filters, *inner], index_codecs=index_codecs, index_location=location
         )
         compressors: tuple[Any, ...] = ()
     else:
@@ -122,7 +126,7 @@ def write(
         chunks=(shard or chunk,),
         serializer=serializer,
         compressors=compressors,
-        filters=(),
+        filters=() if shard else filters,
         fill_value=fill_value,
         chunk_key_encoding={"name": "default", "separator": separator},
     )
@@ -157,6 +161,8 @@ def written(draw: st.DrawFn) -> tuple[dict[str, Any], np.ndarray]:
         "absent": tuple(draw(st.lists(st.tuples(bounds, bounds).map(sorted).map(tuple), max_size=3))),
         "separator": draw(st.sampled_from(["/", "."])),
     }
+    # zarr-python itself does not read differences that are big-endian.
+    options["delta"] = dtype.kind in "iu" and options["endian"] == "little" and draw(st.booleans())
     return options, values
 
 
@@ -184,7 +190,21 @@ def test_what_zarr_reads_is_read(written, data):
                 np.testing.assert_array_equal(take(array, positions), found.values[positions])
 
 
-@pytest.mark.parametrize("change", ["a", "b", "c", "d", "e", "f", "g", "h"])
+def differences(dtype: str, **more: str) -> dict[str, Any]:
+    return {"name": "numcodecs.delta", "configuration": {"dtype": dtype, **more}}
+
+
+def test_differences_are_known(tmp_path):
+    metadata = json.loads((write(tmp_path, np.arange(9), 2, shard=4).folder / "a" / "zarr.json").read_text())
+    for filters in (differences("<i8"), differences("<i8", astype="<i8"), differences("<i8", id="delta")):
+        changed = json.loads(json.dumps(metadata))
+        changed["codecs"][0]["configuration"]["codecs"].insert(0, filters)
+        spec = ArraySpec.parse(changed)
+        assert spec is not None
+        assert spec.delta
+
+
+@pytest.mark.parametrize("change", ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"])
 def test_metadata_that_says_more_than_is_known_here_is_left_to_zarr(tmp_path, change):
     metadata = json.loads((write(tmp_path, np.arange(9), 2, shard=4).folder / "a" / "zarr.json").read_text())
     assert ArraySpec.parse(metadata) is not None
@@ -198,6 +218,9 @@ def test_metadata_that_says_more_than_is_known_here_is_left_to_zarr(tmp_path, ch
         "f": lambda: metadata["chunk_grid"].update(name="rectilinear"),
         "g": lambda: metadata["codecs"].append({"name": "crc32c"}),
         "h": lambda: metadata.pop("fill_value"),
+        "i": lambda: sharding["codecs"].insert(0, differences("<i4")),
+        "j": lambda: sharding["codecs"].insert(0, differences("<i8", astype="<i4")),
+        "k": lambda: sharding["codecs"].insert(0, {"name": "numcodecs.delta"}),
     }
     changes[change]()
     assert ArraySpec.parse(metadata) is None
@@ -222,13 +245,15 @@ def outcomes(found: Written, path: Path, damaged: Iterator[bytes]) -> Iterator[b
     path.write_bytes(whole)
 
 
-CASES = [(codec, shard) for codec in COMPRESSORS if codec not in UNKNOWN for shard in (0, 24)]
+CASES = [(codec, shard, False) for codec in COMPRESSORS if codec not in UNKNOWN for shard in (0, 24)]
+CASES += [("lz4", shard, True) for shard in (0, 24)]
 
 
-@pytest.mark.parametrize(("codec", "shard"), CASES)
+@pytest.mark.parametrize(("codec", "shard", "delta"), CASES)
 @pytest.mark.parametrize("at_end", [True, False])
-def test_no_flipped_byte_is_read_as_data(tmp_path, codec, shard, at_end):
-    found = write(tmp_path, np.arange(20, dtype=np.uint16), 8, shard=shard, codec=codec, at_end=at_end)
+def test_no_flipped_byte_is_read_as_data(tmp_path, codec, shard, delta, at_end):
+    values = np.arange(20, dtype=np.uint16)
+    found = write(tmp_path, values, 8, shard=shard, codec=codec, delta=delta, at_end=at_end)
     path = found.files[0]
     whole = path.read_bytes()
     flipped = (bytes([*whole[:i], whole[i] ^ bits, *whole[i + 1 :]]) for i in range(len(whole)) for bits in (1, 0xFF))
@@ -236,13 +261,12 @@ def test_no_flipped_byte_is_read_as_data(tmp_path, codec, shard, at_end):
     assert all(outcomes(found, path, flipped))
 
 
-@pytest.mark.parametrize(("codec", "shard"), CASES)
+@pytest.mark.parametrize(("codec", "shard", "delta"), CASES)
 @pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("at_end", [True, False])
-def test_no_short_file_is_read_as_data(tmp_path, codec, shard, checksum, at_end):
-    found = write(
-        tmp_path, np.arange(20, dtype=np.uint16), 8, shard=shard, codec=codec, checksum=checksum, at_end=at_end
-    )
+def test_no_short_file_is_read_as_data(tmp_path, codec, shard, delta, checksum, at_end):
+    values = np.arange(20, dtype=np.uint16)
+    found = write(tmp_path, values, 8, shard=shard, codec=codec, delta=delta, checksum=checksum, at_end=at_end)
     path = found.files[0]
     whole = path.read_bytes()
     assert all(outcomes(found, path, (whole[:stop] for stop in range(len(whole)))))

@@ -306,7 +306,7 @@ def test_other_sources_and_codecs(tmp_path: Path) -> None:
     adata = study(0)
     adata.X = adata.X.tocsc()
     adata.write_h5ad(tmp_path / "csc.h5ad")
-    for codec in ("lz4hc", "zstd", "none"):
+    for codec in ("lz4hc", "zstd", "none", "zstd-delta"):
         whole = spec(tmp_path / "csc.h5ad", by_gene=["X"])
         layout = {**whole["layout"], "codec": codec}
         assert daodask.build_store({**whole, "layout": layout}, tmp_path / codec).ok

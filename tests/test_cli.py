@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import daodask
-from daodask.cli import EXIT_CODES, main
+from daodask.cli import CODECS, EXIT_CODES, main
+from daodask.export import h5ad
+from daodask.format import codecs
 from daodask.testing import coordinate_adata, random_store
 
 ROOT = Path(daodask.__file__).parents[1]
@@ -104,6 +106,10 @@ def test_the_main_help_has_commands_and_exit_codes(capsys):
     for meaning in EXIT_CODES.values():
         assert meaning in shown
     assert "daodask demo" in shown
+
+
+def test_codecs_of_exports_are_all_there_are():
+    assert {*CODECS} == {*codecs.CODECS, *h5ad.CODECS}
 
 
 def test_version(capsys):

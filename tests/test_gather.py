@@ -36,6 +36,7 @@ CODECS: dict[str, tuple[Any, ...]] = {
     "known": (BloscCodec(cname="lz4"), Crc32cCodec()),
     "none": (),
     "unknown": (GzipCodec(level=1),),
+    "delta": (BloscCodec(cname="lz4"), Crc32cCodec()),
 }
 
 
@@ -70,7 +71,7 @@ def write(folder: Path, matrix: sp.csr_matrix, layout: Layout, dtype: str = "uin
                 chunks=(chunk,),
                 shards=(chunk * layout.shard,) if layout.shard else None,
                 compressors=CODECS[codec],
-                filters=(),
+                filters=Codec("", 0, delta=codec == "delta").zarr_filters(values.dtype.name),
                 fill_value=0,
                 config={"write_empty_chunks": True},
             )
@@ -95,7 +96,7 @@ layouts = st.builds(
     chunk=st.integers(1, 30),
     shard=st.integers(0, 5),
     data=st.sampled_from(["known", "known", "none", "unknown"]),
-    indices=st.sampled_from(["known", "known", "none", "unknown"]),
+    indices=st.sampled_from(["known", "delta", "none", "unknown"]),
     data_chunk=st.sampled_from([0, 0, 0, 7]),
 )
 

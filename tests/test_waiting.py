@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,3 +53,34 @@ def test_who_stops_waiting_stops_it() -> None:
     next(results)
     results.close()
     assert len(begun) < 10_000
+
+
+def test_who_asks_first_is_served_first() -> None:
+    begun: list[str] = []
+    gate, full = threading.Event(), threading.Barrier(17, timeout=30)
+
+    def fetch(name: str) -> None:
+        begun.append(name)
+        if len(begun) <= 16:
+            full.wait()
+        gate.wait(30)
+
+    with ThreadPoolExecutor(2) as askers:
+        first = askers.submit(lambda: list(as_fetched(fetch, [*"a" * 40])))
+        full.wait()
+        second = askers.submit(lambda: list(as_fetched(fetch, [*"b" * 40])))
+        gate.set()
+        assert len(first.result()) == len(second.result()) == 40
+    # The 16 that were let through at once note themselves in any order, with the next.
+    assert "b" not in begun[: 40 - 16]
+    assert "a" not in begun[40 + 16 :]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_fetches() -> None:
+    assert len(list(as_fetched(abs, range(20)))) == 20
+    child = os.fork()
+    if not child:
+        os._exit(len(list(as_fetched(abs, range(20)))))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 20

@@ -49,17 +49,18 @@ def _write_gene_block(job: StudyJob, block: GeneBlock) -> FilesReceipt:
         if not block.nnz:
             break
         lengths = cut.chunk_length, cut.shard_length
-        written.append(write_encoded(job, _path(block, name), [array], lengths, clock))
+        written.append(write_encoded(job, _array(block, name), block.block, [array], lengths, clock))
     totals = np.zeros(cut.total_rows)
     totals[: len(found.totals)] = found.totals
     for name, array in (("indptr", found.bounds.astype(cut.bound_dtype)), ("totals", totals)):
         with clock("write"):
-            written.append(write_file(job.dataset, _path(block, name), job.codec.encode(array)))
+            path = f"{_array(block, name)}/{shard_key(block.block)}"
+            written.append(write_file(job.dataset, path, job.codec.encode(array)))
     return FilesReceipt(tuple(written), clock.seconds)
 
 
-def _path(block: GeneBlock, array: str) -> str:
-    return f"{BY_GENE}/{block.matrix}/{array}/{shard_key(block.block)}"
+def _array(block: GeneBlock, name: str) -> str:
+    return f"{BY_GENE}/{block.matrix}/{name}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -397,18 +397,17 @@ def write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
 def _write_shard(job: StudyJob, shard: Shard) -> FilesReceipt:
     clock = Stopwatch()
     values = clock.each("read", _shard_values(job, shard))
-    path = f"{shard.path}/{shard_key(shard.number)}"
-    file = write_encoded(job, path, values, (shard.chunk_length, shard.shard_length), clock)
+    file = write_encoded(job, shard.path, shard.number, values, (shard.chunk_length, shard.shard_length), clock)
     return FilesReceipt((file,), clock.seconds)
 
 
 def write_encoded(
-    job: StudyJob, path: str, values: Iterable[AnyArray], lengths: tuple[int, int], clock: Stopwatch
+    job: StudyJob, array: str, number: int, values: Iterable[AnyArray], lengths: tuple[int, int], clock: Stopwatch
 ) -> FileReceipt:
-    """Write values as one shard of the dataset, of that length of chunk and shard, while they are encoded."""
+    """Write values as a shard of an array of the dataset, of that length of chunk and shard, while they are encoded."""
     with clock("write"):
-        encoded = clock.each("encode", shard_parts(values, *lengths, job.codec))
-        return write_file(job.dataset, path, encoded)
+        encoded = clock.each("encode", shard_parts(values, *lengths, job.codec.of(array)))
+        return write_file(job.dataset, f"{array}/{shard_key(number)}", encoded)
 
 
 def _shard_values(job: StudyJob, shard: Shard) -> Iterator[AnyArray]:

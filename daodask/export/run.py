@@ -129,7 +129,8 @@ def export_store(
         Of X and layers. Files: by default as the store serves them (float32, or float64 where that would round),
         ``"stored"`` (small integers), ``"float32"`` or ``"float64"``. A store: as small as is exact, or ``"float32"``.
     codec
-        Of the arrays. h5ad: ``"none"`` (default) or ``"gzip"``; others ``"lz4"`` (default), ``"zstd"`` or ``"none"``.
+        Of the arrays. h5ad: ``"none"`` (default) or ``"gzip"``; others ``"lz4"`` (default), ``"lz4hc"``, ``"zstd"``,
+        ``"zstd-delta"`` or ``"none"``, as of a build.
     block_rows
         Cells that are read at once, and those of a block of another store.
     by_gene

@@ -142,7 +142,7 @@ def _write_shard(
     written = 0
     values = {"data": csr.data[part], "indices": csr.indices[part].astype(cutting.index_dtype, copy=False)}
     for what, array in values.items():
-        encoded = encode_shard(array, cutting.chunk_length, cutting.data_shard, Codec.named(codec))
+        encoded = encode_shard(array, cutting.chunk_length, cutting.data_shard, Codec.named(codec).of(what))
         (target / f"{cutting.name}/{what}/{shard_key(shard.number)}").write(encoded)
         written += len(encoded)
     return written

@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 
 from daodask.errors import CorruptStoreError
-from daodask.format.codecs import CHECKSUM_BYTES, Codec, with_checksum
+from daodask.format.codecs import CHECKSUM_BYTES, DELTA, Codec, with_checksum
 from daodask.types import AnyArray
 
 __all__ = ["ArraySpec", "decode_chunk", "decode_index", "encode_shard", "shard_bounds", "shard_key", "shard_parts"]
@@ -49,6 +49,8 @@ class ArraySpec:
         ``"blosc"``, ``"zstd"`` or ``""``.
     checksum
         Whether the last four bytes of a chunk are the crc32c of those before.
+    delta
+        Whether a chunk has the differences of neighbouring elements, and begins with the first itself.
     fill_value
         Of elements whose chunk or shard is absent.
     prefix
@@ -63,6 +65,7 @@ class ArraySpec:
     index_at_end: bool
     compression: str
     checksum: bool
+    delta: bool
     fill_value: int | float | bool
     prefix: str = "c/"
 
@@ -104,6 +107,9 @@ def _parse(metadata: Mapping[str, Any]) -> ArraySpec | None:
         known = known and [c["name"] for c in sharding["index_codecs"]] == ["bytes", "crc32c"]
         known = known and _is_little(sharding["index_codecs"][0], np.dtype(np.uint64))
         codecs, sharded, at_end = sharding["codecs"], True, sharding.get("index_location", "end") == "end"
+    little = dtype.newbyteorder("<")
+    delta = _is_delta(codecs[0], little)
+    codecs = codecs[delta:]
     compression, checksum = _pipeline([c["name"] for c in codecs])
     known = (
         known
@@ -114,9 +120,18 @@ def _parse(metadata: Mapping[str, Any]) -> ArraySpec | None:
     if not known:
         return None
     separator = keys.get("configuration", {}).get("separator", "/")
-    little = dtype.newbyteorder("<")
     fill = metadata["fill_value"]
-    return ArraySpec(length, little, inner, outer, sharded, at_end, compression, checksum, fill, f"c{separator}")
+    return ArraySpec(length, little, inner, outer, sharded, at_end, compression, checksum, delta, fill, f"c{separator}")
+
+
+def _is_delta(codec: Mapping[str, Any], dtype: np.dtype[Any]) -> bool:
+    """Whether the first codec makes differences; of whole numbers, as those of floats are rounded."""
+    if codec["name"] != DELTA:
+        return False
+    configuration = codec["configuration"]
+    if dtype.kind not in "iu" or {configuration["dtype"], configuration.get("astype", dtype.str)} != {dtype.str}:
+        raise ValueError(f"differences of {dtype} as {configuration} are not known here")
+    return True
 
 
 def _is_little(codec: Mapping[str, Any], dtype: np.dtype[Any]) -> bool:
@@ -174,6 +189,8 @@ def decode_chunk(data: bytes, spec: ArraySpec, out: AnyArray, where: str) -> Non
         out[:] = np.frombuffer(view, dtype=spec.dtype)
     else:
         raise CorruptStoreError(f"{where}: expected a chunk of {spec.chunk_bytes} bytes, got {len(view)}")
+    if spec.delta:
+        np.cumsum(out, out=out)
 
 
 def _decode_blosc(view: memoryview, spec: ArraySpec, out: AnyArray, where: str) -> None:

@@ -86,7 +86,8 @@ class Layout:
     block_rows
         Rows of a block: the unit of a dask chunk, an obs partition and a worker's task.
     codec
-        ``"lz4"`` (fast to read), ``"zstd"`` (smaller, for cold stores) or ``"none"``.
+        ``"lz4"`` (fast to write), ``"lz4hc"`` (fast to read), ``"zstd"`` (smaller), ``"zstd-delta"`` (half of lz4, for
+        what is read over a network) or ``"none"``.
     chunk_rows
         Rows whose mean number of non-zeros makes an inner chunk: what one random row costs to decode.
     shard_bytes

@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 
 from daodask.errors import SourceError
+from daodask.format.codecs import known_filters
 from daodask.sources import _guard
 from daodask.sources._anndata import AnnDataSource
 from daodask.sources._checked_store import CheckedStore
@@ -98,7 +99,7 @@ def open_zarr(location: StoreLocation) -> zarr.Group:
     """
     if not location.exists():
         raise SourceError(f"expected a zarr group at {location}, found nothing; check the path")
-    with _reading(location, "the group"):
+    with _reading(location, "the group"), known_filters():
         return zarr.open_group(CheckedStore(location.zarr_store()), mode="r")
 
 

@@ -8,10 +8,10 @@ bandwidth among all connections. Server, proxy and loader share this machine's p
 without latency, and the loader's own share is said as microseconds of processor time a cell.
 
 Of each rate the bound is said: that of the disk, or that of the line, which is its bandwidth by the bytes that a cell
-took of what went through the proxy (of an epoch that ended early, with those of windows that nobody got to see). Rates
-are of one epoch after a window that is not counted. annbatch reads through zarr's ``FsspecStore`` and its
-``ObjectStore``: ``pip install 'annbatch[zarrs]==0.3.1' obstore numba`` (Python 3.12 or newer); without it, it is left
-out.
+took of what went through the proxy (of epochs that ended early, with those of windows that nobody got to see). Rates
+are medians of epochs, from the call for the first batch on, after an epoch that is not counted. annbatch reads through
+zarr's ``FsspecStore`` and its ``ObjectStore``: ``pip install 'annbatch[zarrs]==0.3.1' obstore numba`` (Python 3.12 or
+newer); without it, it is left out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +40,8 @@ PIECE = 2**18
 #: Of daodask's stores, by their names after ``daodask_``.
 LAYOUTS = {
     "lz4": {"codec": "lz4"},
-    "zstd": {"codec": "zstd"},
-    "zstd_16": {"codec": "zstd", "chunk_rows": 16},
+    "delta": {"codec": "zstd-delta"},
+    "delta_16": {"codec": "zstd-delta", "chunk_rows": 16},
 }
 
 
@@ -206,10 +207,12 @@ class Contender:
     make: Callable[[Place, int, str], Epoch]
 
 
-FIRST = Contender("daodask", "daodask_lz4", ours)
-OTHERS = (
-    Contender("daodask, codec: zstd", "daodask_zstd", ours),
-    Contender("daodask, codec: zstd, chunk_rows: 16", "daodask_zstd_16", ours),
+OURS = (
+    Contender("daodask, lz4", "daodask_lz4", ours),
+    Contender("daodask, zstd-delta", "daodask_delta", ours),
+    Contender("daodask, zstd-delta, chunk_rows: 16", "daodask_delta_16", ours),
+)
+PEERS = (
     Contender("annbatch, FsspecStore", "annbatch", annbatch_fsspec),
     Contender("annbatch, ObjectStore", "annbatch", annbatch_object),
 )
@@ -259,7 +262,7 @@ def upload(folder: Path, endpoint: str) -> None:
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Rate:
     """Cells a second, over how many cells, and seconds of this process's processor time for each."""
 
@@ -298,6 +301,7 @@ def main() -> None:
     parser.add_argument("--others", type=lines, nargs="*", default=[(30, 100), (30, 0)], help="lines of the others")
     parser.add_argument("--runs", type=int, nargs="*", default=[512, 64])
     parser.add_argument("--memory", default="1GiB", help="of daodask's loader")
+    parser.add_argument("--repeats", type=int, default=3, help="epochs of each, two or more")
     parser.add_argument("--seconds", type=float, default=15, help="after which an epoch ends")
     arguments = parser.parse_args()
     servers = Servers()
@@ -310,8 +314,8 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, server: str) -> None:
     uploaded: set[str] = set()
-    rates: dict[tuple[float, float, int], float] = {}
-    for contender in (FIRST, *OTHERS):
+    rates: dict[tuple[float, float, int], dict[str, float]] = {}
+    for contender in (*OURS, *PEERS):
         if not prepare(arguments.folder, contender, arguments.cells):
             print(f"\n{contender.title}: not installed, left out")
             continue
@@ -320,9 +324,12 @@ def run(arguments: argparse.Namespace, server: str) -> None:
             upload(arguments.folder / contender.folder, server)
         for run_rows in arguments.runs:
             for line, found in measure(contender, run_rows, arguments, server):
-                own = rates.setdefault((*line, run_rows), found.speed)
-                if contender is not FIRST:
-                    print(f"         daodask with lz4 is {own / found.speed:.1f} times as fast", flush=True)
+                known = rates.setdefault((*line, run_rows), {})
+                if contender in OURS:
+                    known[contender.title] = found.speed
+                    continue
+                for title, speed in known.items():
+                    print(f"         {title}: {speed / found.speed:.1f} times as fast", flush=True)
 
 
 def measure(
@@ -333,19 +340,20 @@ def measure(
     rate(epoch, seconds)
     local = rate(epoch, seconds).speed
     print(f"\n{contender.title}; runs of {run_rows}, windows of {WINDOW:,}; on a disk {local:,.0f} cells/s", flush=True)
-    for latency, bandwidth in arguments.lines if contender is FIRST else arguments.others:
+    for latency, bandwidth in arguments.lines if contender is OURS[0] else arguments.others:
         with Proxy(server, latency / 1000, bandwidth * MB) as proxy:
             epoch = contender.make(Place(folder, proxy.address, server), run_rows, arguments.memory)
             rate(epoch, 0)  # indexes and metadata
             before = proxy.passed
-            found = rate(epoch, seconds)
-            per_cell = (proxy.passed - before) / found.cells
+            rates = [rate(epoch, seconds) for _ in range(arguments.repeats)]
+            per_cell = (proxy.passed - before) / sum(found.cells for found in rates)
+        found, (low, *_, high) = statistics.median_low(rates), sorted(rates)
         line = bandwidth * MB / per_cell if bandwidth else float("inf")
         bound, limit = min((line, "the line"), (local, "the disk"))
         print(
             f"  {latency:>4.0f} ms, {f'{bandwidth:.0f} MB/s' if bandwidth else 'no limit':>8}: {found.speed:>8,.0f} "
-            f"cells/s, {found.speed / bound:.0%} of the {bound:,.0f} of {limit}; {per_cell / 1000:.2f} kB and "
-            f"{found.processor * 1e6:.0f} µs a cell",
+            f"cells/s ({low.speed:,.0f} to {high.speed:,.0f}), {found.speed / bound:.0%} of the {bound:,.0f} of "
+            f"{limit}; {per_cell / 1000:.2f} kB and {found.processor * 1e6:.0f} µs a cell",
             flush=True,
         )
         yield (latency, bandwidth), found
