@@ -93,7 +93,7 @@ class ThreadRunner:
     _open: int = 0
 
     def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="daodask")
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="daodask-task")
 
     def __enter__(self) -> Self:
         return self

@@ -83,7 +83,7 @@ def test_threads_end_with_their_runner() -> None:
     with open_runner(None, threads=2) as runner:
         for tag in range(20):
             runner.submit(tag, Task("sleep", time.sleep, (0.01,)))
-    assert not [t for t in threading.enumerate() if t.name.startswith("daodask")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("daodask-task")]
 
 
 def ends(what: type[BaseException]) -> None:

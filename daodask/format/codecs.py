@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import google_crc32c
@@ -37,13 +37,16 @@ class Codec:
     cname, clevel
         As Blosc has them.
     delta
-        Whether of indices the differences of neighbours are stored. Indices ascend within a row: what lies between two
-        of a cell's genes is a small number, and takes half of the space.
+        Whether the differences of neighbours are stored.
+    indices
+        What indices are encoded with, where it is not this. They ascend within a row: what lies between two of a cell's
+        genes is a small number, which takes half of the space.
     """
 
     cname: str
     clevel: int
     delta: bool = False
+    indices: Codec | None = None
 
     @classmethod
     def named(cls, name: str) -> Codec:
@@ -62,7 +65,7 @@ class Codec:
     def of(self, path: str) -> Codec:
         """What the array at a path is encoded with."""
         is_indices = path.rpartition("/")[2] == "indices"
-        return self if is_indices or not self.delta else replace(self, delta=False)
+        return self.indices if is_indices and self.indices else self
 
     def zarr_filters(self, dtype: str) -> Any:
         """What ``zarr.create_array(filters=…)`` takes."""
@@ -119,6 +122,6 @@ CODECS: Final = {
     "lz4hc": Codec("lz4hc", 5),
     # Of either, higher levels save some percent, and take twelve times as long.
     "zstd": Codec("zstd", 1),
-    "zstd-delta": Codec("zstd", 1, delta=True),
+    "zstd-delta": Codec("zstd", 1, indices=Codec("zstd", 1, delta=True)),
     "none": Codec("", 0),
 }
