@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from daodask._format import shorten
-from daodask.format.codecs import known_filters
+from daodask.arrays import open_group
 from daodask.format.features import FeatureSpace
 from daodask.format.manifest import ColumnSummary, DatasetInfo, FeatureSpaceInfo, MatrixInfo, ObsmInfo, merge_schema
 from daodask.format.spec import BY_GENE, CHECKSUMS, OBS_NAMES, VAR_MEASURED, feature_path
@@ -197,7 +197,7 @@ class BlockSeen:
 
 def check_matrix(dataset: StoreLocation, matrix: MatrixInfo, n_obs: int, n_vars: int) -> Check:
     """Shapes, dtypes and ends of a matrix."""
-    group = _open(dataset)[matrix.name]
+    group = open_group(dataset)[matrix.name]
     data, indices, indptr = (group[name] for name in ("data", "indices", "indptr"))
     shape = tuple(group.attrs["shape"])
     yield from _expect(matrix.name, "shape", (n_obs, n_vars), shape)
@@ -218,7 +218,7 @@ def check_matrix_block(
     dataset: StoreLocation, matrix: MatrixInfo, n_vars: int, start: int, stop: int
 ) -> Generator[Finding, None, BlockSeen | None]:
     """Rows of a matrix: indptr rises, indices are in range and rise in each row, values are of the kind."""
-    group = _open(dataset)[matrix.name]
+    group = open_group(dataset)[matrix.name]
     data, indices = group["data"], group["indices"]
     indptr = group["indptr"][start : stop + 1].astype(np.int64)
     falling = np.flatnonzero(np.diff(indptr) < 0)
@@ -289,7 +289,7 @@ def _row(indptr: Int64Array, position: int, start: int) -> int:
 def check_genes(dataset: StoreLocation, matrix: MatrixInfo, shape: tuple[int, int], blocks: Sequence[int]) -> Check:
     """Shapes and dtypes of a matrix's copy by gene."""
     where, n_blocks = f"{BY_GENE}/{matrix.name}", len(blocks) - 1
-    group = _open(dataset / BY_GENE)[matrix.name]
+    group = open_group(dataset / BY_GENE)[matrix.name]
     data, indices, indptr, totals = (group[name] for name in ("data", "indices", "indptr", "totals"))
     yield from _expect(f"{where}/totals", "length", shape[0], totals.shape[0])
     yield from _expect(where, "shape", shape, tuple(group.attrs["shape"]))
@@ -307,7 +307,7 @@ def check_gene_block(
 ) -> Check:
     """A block by gene has the values of its rows, each once and in the order of the rows, and no other."""
     where = f"{BY_GENE}/{matrix.name}"
-    group, by_gene = _open(dataset)[matrix.name], _open(dataset / BY_GENE)[matrix.name]
+    group, by_gene = open_group(dataset)[matrix.name], open_group(dataset / BY_GENE)[matrix.name]
     first = number * (n_vars + 1)
     ends = by_gene["indptr"][first : first + n_vars + 1].astype(np.int64)
     bounds, shard = ends.copy(), by_gene["data"].shards[0]
@@ -341,7 +341,7 @@ def check_gene_block(
 
 def check_obsm(dataset: StoreLocation, array: ObsmInfo, n_obs: int) -> Check:
     """Shape and dtype of a dense array per cell."""
-    stored = _open(dataset)[f"obsm/{array.name}"]
+    stored = open_group(dataset)[f"obsm/{array.name}"]
     yield from _expect(f"obsm/{array.name}", "shape", (n_obs, array.width), stored.shape)
     yield from _expect(f"obsm/{array.name}", "dtype", array.dtype, stored.dtype.name)
 
@@ -353,7 +353,7 @@ def check_var(dataset: StoreLocation, space: FeatureSpaceInfo) -> Check:
     """Var is the feature space, with a boolean column of the genes that were measured."""
     import anndata
 
-    var = anndata.io.read_elem(_open(dataset)["var"])
+    var = anndata.io.read_elem(open_group(dataset)["var"])
     if VAR_MEASURED not in var:
         yield Finding("var", f"expected a boolean column {VAR_MEASURED!r}, got none")
     elif var[VAR_MEASURED].dtype != np.bool_:
@@ -367,7 +367,7 @@ def check_var(dataset: StoreLocation, space: FeatureSpaceInfo) -> Check:
 def check_obs(dataset: StoreLocation, info: DatasetInfo) -> Check:
     """Obs has the snapshot's columns, dtypes and labels, in the zarr group as in the parquet file."""
     stated = tuple(column.name for column in info.columns)
-    group = _open(dataset)["obs"]
+    group = open_group(dataset)["obs"]
     yield from _expect("obs", "columns", stated, tuple(group.attrs["column-order"]))
     with _open_parquet(dataset) as parquet:
         yield from _expect("obs.parquet", "number of cells", info.n_obs, parquet.metadata.num_rows)
@@ -412,7 +412,7 @@ def check_obs_block(
     dataset: StoreLocation, columns: Sequence[str], start: int, stop: int
 ) -> Generator[Finding, None, dict[str, ColumnSeen]]:
     """Rows ``[start, stop)`` of obs are the same in the zarr group and in the parquet file."""
-    group = _open(dataset)["obs"]
+    group = open_group(dataset)["obs"]
     with _open_parquet(dataset) as parquet:
         table = _parquet_rows(parquet, start, stop)
     stored = {OBS_NAMES: group.attrs["_index"], **{name: name for name in columns}}
@@ -480,13 +480,6 @@ def _column_seen(values: pa.Array) -> ColumnSeen:
 
 
 # -- opening -------------------------------------------------------------------------------------------------------
-
-
-def _open(dataset: StoreLocation) -> Any:
-    import zarr
-
-    with known_filters():
-        return zarr.open_group(dataset.zarr_store(), mode="r")
 
 
 @contextlib.contextmanager

@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from daodask.errors import CorruptStoreError
 from daodask.format.chunks import ABSENT, ArraySpec, decode_chunk, decode_index
-from daodask.format.codecs import known_filters
+from daodask.format.codecs import without_delta_warning
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray, Int64Array
 
-__all__ = ["Array", "Encoded", "group_attributes", "open_array", "take"]
+__all__ = ["Array", "Encoded", "group_attributes", "open_array", "open_group", "take"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -268,11 +268,19 @@ def group_attributes(dataset: StoreLocation, path: str) -> dict[str, Any]:
     return _metadata(dataset).attributes.get(path, {})
 
 
+def open_group(dataset: StoreLocation) -> Any:
+    """A dataset as zarr-python has it: one request, as its consolidated metadata tells of all arrays."""
+    import zarr
+
+    with without_delta_warning():
+        return zarr.open_group(dataset.zarr_store(), mode="r")
+
+
 @lru_cache(maxsize=256)
 def _zarr_array(dataset: StoreLocation, path: str) -> Any:
     import zarr
 
-    with known_filters():
+    with without_delta_warning():
         return zarr.open_array(dataset.zarr_store(), path=path, mode="r")
 
 

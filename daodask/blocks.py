@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from daodask.arrays import open_group
 from daodask.by_gene import GeneCopy, read_genes
 from daodask.errors import CorruptStoreError
-from daodask.format.codecs import known_filters
 from daodask.format.manifest import ObsColumn
 from daodask.format.spec import MEASURED_BY_SOURCE, OBS_NAMES
 from daodask.gather import RowGroup, gather_csr, matrix_width
@@ -267,11 +267,7 @@ def _categorical(values: pa.ChunkedArray, dtype: pd.CategoricalDtype) -> pd.Seri
 
 @lru_cache(maxsize=256)
 def _open_group(dataset: StoreLocation) -> Any:
-    import zarr
-
-    # Consolidated metadata makes this one request; without it each array would be another.
-    with known_filters():
-        return zarr.open_group(dataset.zarr_store(), mode="r")
+    return open_group(dataset)
 
 
 @lru_cache(maxsize=1024)

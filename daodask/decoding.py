@@ -1,6 +1,7 @@
 """Compiled, and free of the GIL from the first chunk to the last: encoded chunks are checked, decoded and scattered.
 
-Of each chunk only what its rows need is decoded, as far as the compressor cut it into blocks.
+Of each chunk only what its rows need is decoded, as far as the compressor cut it into blocks. What is read of any file
+is checked here likewise.
 """
 
 from __future__ import annotations
@@ -9,12 +10,20 @@ from typing import Any, Final
 
 import numpy as np
 
-from daodask._intrinsics import call_crc32c, call_decompress, call_getitem, call_pread, fence
+from daodask._intrinsics import call_crc32c, call_decompress, call_getitem, call_pread, fence, uncounted
 from daodask.format.chunks import BLOSC_HEADER, CHECKED
 from daodask.format.codecs import CHECKSUM_BYTES
 from daodask.kernels import accumulate, compiled, scatter, scatter_dense
 
-__all__ = ["FINE", "STORED", "decode_chunks", "decode_side_by_side", "scatter_chunks", "scatter_dense_chunks"]
+__all__ = [
+    "FINE",
+    "STORED",
+    "decode_chunks",
+    "decode_side_by_side",
+    "file_checksums",
+    "scatter_chunks",
+    "scatter_dense_chunks",
+]
 
 #: What :func:`scatter_chunks` returns where every chunk could be decoded, else it is the chunk's position.
 FINE: Final = -1
@@ -45,6 +54,26 @@ def _read(functions: Any, descriptor: int, data: Any, begin: int, end: int) -> b
         if got <= 0:
             return False
         done += got
+    return True
+
+
+@compiled
+def file_checksums(functions: Any, descriptor: int, start: int, piece: Any, out: Any) -> bool:
+    """CRC32C of pieces of a file, each as long as ``piece`` has room, into ``out``; false where it can't be read.
+
+    The first begins at ``start``; where the file ends before the last, the others are of no bytes.
+    """
+    target, position = np.uintp(piece.ctypes.data), start
+    for i in range(len(out)):
+        done, got = 0, 1
+        while done < len(piece) and got > 0:
+            room = np.uintp(len(piece) - done)
+            got = call_pread(functions[3], np.int32(descriptor), target + np.uintp(done), room, position + done)
+            if got < 0:
+                return False
+            done += got
+        out[i] = call_crc32c(functions[2], target, np.uintp(done))
+        position += done
     return True
 
 
@@ -182,7 +211,7 @@ def scatter_chunks(
     int
         :data:`FINE`, or the position of a chunk that can't be decoded.
     """
-    low, high, dst = rows
+    (low, high, dst), source, bounds, numbers, scratch, out = uncounted((rows, source, bounds, numbers, scratch, out))
     chunk = len(scratch)
     bad = FINE
     for i in range(len(numbers)):
@@ -211,8 +240,9 @@ def scatter_dense_chunks(
     rows: Any,
     lookup: Any,
     scratches: Any,
-    found: Any,
+    room: Any,
     out: Any,
+    past_cache: bool,
 ) -> tuple[int, int, int]:
     """Decode pairs of chunks, and put rows' values into a dense array.
 
@@ -224,7 +254,7 @@ def scatter_dense_chunks(
         As there.
     rows
         The ``low``, ``high`` and ``place`` of :func:`daodask.kernels.scatter_dense`.
-    lookup, found, out
+    lookup, room, out, past_cache
         See there.
 
     Returns
@@ -233,19 +263,22 @@ def scatter_dense_chunks(
         Which of the two has a chunk that can't be decoded, and its position, as of :func:`scatter_chunks`; how many
         elements are of columns that there should not be.
     """
-    low, high, place = rows
+    (low, high, place), sources, bounds, numbers = uncounted((rows, sources, bounds, numbers))
+    lookup, scratches, room, out = uncounted((lookup, scratches, room, out))
     chunk = len(scratches[0])
-    strange = 0
+    which, bad, strange = 0, FINE, 0
     for i in range(len(numbers)):
         start, a, b, first, last = _needed(numbers[i], chunk, length, low, high)
         if a >= b:
             continue
         offset = _decode(functions, forms[0], sources[0], bounds[0][i, 0], bounds[0][i, 1], first, last, scratches[0])
-        if offset < 0:
-            return 0, i, strange
         other = _decode(functions, forms[1], sources[1], bounds[1][i, 0], bounds[1][i, 1], first, last, scratches[1])
-        if other < 0:
-            return 1, i, strange
-        columns, values = scratches[0][first - offset : last - offset], scratches[1][first - other : last - other]
-        strange += scatter_dense(columns, values, start + first, low[a:b], high[a:b], place[a:b], lookup, found, out)
-    return 0, FINE, strange
+        if offset < 0 or other < 0:
+            which, bad = int(offset >= 0), i
+            break
+        pair = scratches[0][first - offset : last - offset], scratches[1][first - other : last - other]
+        of = slice(a, b)
+        strange += scatter_dense(*pair, start + first, low[of], high[of], place[of], lookup, room, out, past_cache)
+    if past_cache:
+        fence()
+    return which, bad, strange

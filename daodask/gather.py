@@ -353,24 +353,27 @@ def _scatter_piece(piece: _Piece, indptr: Int64Array, out: AnyArray) -> None:
 def _scatter_dense_piece(piece: _Piece, lookup: _DenseLookup, out: AnyArray) -> None:
     arrays = piece.arrays
     n_vars = len(lookup[1])
+    rows = piece.low, piece.high, piece.place
+    flat, row, past_cache = out.reshape(-1), np.empty(out.shape[1], out.dtype), out.nbytes > _CACHE_BYTES
     functions = [_decoders(array) for array in arrays]
     if None in functions:
         from daodask.kernels import scatter_dense
 
         for (first, column), (_, value) in zip(_decoded(piece, 0), _decoded(piece, 1), strict=True):
-            found = np.empty(len(column), dtype=np.uint32)
-            strange = scatter_dense(column, value, first, piece.low, piece.high, piece.place, lookup, found, out)
+            room = np.empty(len(column), dtype=np.uint32), row
+            strange = scatter_dense(column, value, first, *rows, lookup, room, flat, False)
             _check_columns(strange, n_vars)
         return
     from daodask.decoding import scatter_dense_chunks
 
     forms, scratches = tuple(map(_form, arrays)), (arrays[0].scratch(), arrays[1].scratch())
-    found = np.empty(len(scratches[0]), dtype=np.uint32)
-    rows, length = (piece.low, piece.high, piece.place), arrays[0].n_elements
+    room, length = (np.empty(len(scratches[0]), dtype=np.uint32), row), arrays[0].n_elements
     for encoded in _encoded(piece):
         sources, bounds = tuple(map(_source, encoded)), tuple(e.bounds for e in encoded)
         chunks = forms, sources, bounds, encoded[0].numbers
-        which, bad, strange = scatter_dense_chunks(functions[0], *chunks, length, rows, lookup, scratches, found, out)
+        which, bad, strange = scatter_dense_chunks(
+            functions[0], *chunks, length, rows, lookup, scratches, room, flat, past_cache
+        )
         _check_decoded(arrays[which], encoded[which], bad)
         _check_columns(strange, n_vars)
 

@@ -71,19 +71,15 @@ def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any, p
             n = np.uint64(last - first)
             a = np.uint64(first - src_start)
             b = np.uint64(dst[r] + first - low[r])
-            if past_cache:
-                _stream_run(src, a, out, b, n)
-            else:
-                for k in range(n):
-                    out[b + k] = src[a + k]
+            _copy_run(src, a, out, b, n, past_cache)
 
 
 @compiled
-def _stream_run(src: Any, a: Any, out: Any, b: Any, n: Any) -> None:
-    """``out[b : b + n] = src[a : a + n]``: whole cache lines past the cache, what is around them as usual."""
+def _copy_run(src: Any, a: Any, out: Any, b: Any, n: Any, past_cache: bool) -> None:
+    """``out[b : b + n] = src[a : a + n]``: past the cache whole lines of it, and what is around them as usual."""
     lanes: Any = np.uint64(LANES)
     element = np.uint64(out.ctypes.data) // np.uint64(out.itemsize) + b
-    head: Any = min(n, (lanes - element % lanes) % lanes)
+    head: Any = min(n, (lanes - element % lanes) % lanes) if past_cache else n
     whole = head + (n - head) // lanes * lanes
     for k in range(head):
         out[b + k] = src[a + k]
@@ -95,59 +91,80 @@ def _stream_run(src: Any, a: Any, out: Any, b: Any, n: Any) -> None:
 
 @compiled
 def scatter_dense(
-    columns: Any, values: Any, src_start: int, low: Any, high: Any, place: Any, lookup: Any, found: Any, out: Any
+    columns: Any,
+    values: Any,
+    src_start: int,
+    low: Any,
+    high: Any,
+    place: Any,
+    lookup: Any,
+    room: Any,
+    out: Any,
+    past_cache: bool,
 ) -> int:
     """Put rows' values of a pair of chunks into a dense array.
 
-    Where few columns are wanted most values are not, in no order that a processor could foresee: first it is noted
-    without a branch which are, then these alone are put down.
+    A row is made in cache, and copied to its place when it is complete: most of it is zeros, which are written once.
 
     Parameters
     ----------
     columns, values, src_start
         Decoded chunks, and the element that the first of each is.
     low, high, place
-        Element bounds of each row, increasing, and the row of ``out`` that it becomes. A row begins with zeros when its
-        first element comes; chunks come in order.
+        Element bounds of each row, increasing, and the row of ``out`` that it becomes. Chunks come in order, and with
+        the same room, as a row may go on in the next.
     lookup
         Pair: whether a column is wanted, and which one it becomes. The former has one more entry than there are
         columns, which is true, for all columns that there should not be.
-    found
-        Scratch, as long as a chunk.
+    room
+        Pair: for as many numbers as a chunk has elements, and for a row of ``out``.
+    out, past_cache
+        The rows one after another, and as of :func:`scatter`.
 
     Returns
     -------
     int
         How many elements are of columns that there should not be: none of a sound matrix.
     """
-    wanted, target = lookup
+    found, row = room
+    width = np.uint64(len(row))
     src_stop = src_start + len(columns)
-    beyond = np.uint32(len(target))
     strange = 0
     for r in range(np.searchsorted(high, src_start, side="right"), len(low)):
         if low[r] >= src_stop:
             break
-        if r > 0 and low[r] == low[r - 1] and high[r] == high[r - 1]:
-            # The same row once more.
-            if high[r] <= src_stop:
-                out[place[r], :] = out[place[r - 1], :]
-            continue
-        row = out[place[r]]
-        if low[r] >= src_start:
-            row[:] = 0
-        first = max(low[r], src_start) - src_start
-        last = min(high[r], src_stop) - src_start
-        n = np.uint64(0)
-        for k in range(np.uint64(first), np.uint64(max(first, last))):
-            found[n] = k
-            n += np.uint64(wanted[min(np.uint32(columns[k]), beyond)])
-        for i in range(n):
-            k = found[i]
-            column = np.uint32(columns[k])
-            if column < beyond:
-                row[target[column]] = values[k]
-            else:
-                strange += 1
+        # Otherwise it is the same row once more.
+        if r == 0 or low[r] != low[r - 1] or high[r] != high[r - 1]:
+            if low[r] >= src_start:
+                row[:] = 0
+            part = slice(max(low[r], src_start) - src_start, max(low[r], min(high[r], src_stop)) - src_start)
+            strange += _put_wanted(columns[part], values[part], lookup, found, row)
+        if high[r] <= src_stop:
+            _copy_run(row, np.uint64(0), out, np.uint64(place[r]) * width, width, past_cache)
+    return strange
+
+
+@compiled
+def _put_wanted(columns: Any, values: Any, lookup: Any, found: Any, row: Any) -> int:
+    """Put the values of wanted columns into a row; how many are of columns that there should not be.
+
+    Where few columns are wanted most values are not, in no order that a processor could foresee: first it is noted
+    without a branch which are, then these alone are put down.
+    """
+    wanted, target = lookup
+    beyond = np.uint32(len(target))
+    strange = 0
+    n = np.uint64(0)
+    for k in range(np.uint64(len(columns))):
+        found[n] = k
+        n += np.uint64(wanted[min(np.uint32(columns[k]), beyond)])
+    for i in range(n):
+        k = found[i]
+        column = np.uint32(columns[k])
+        if column < beyond:
+            row[target[column]] = values[k]
+        else:
+            strange += 1
     return strange
 
 

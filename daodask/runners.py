@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 from daodask._connection import lost_workers, require_connection, scheduler_address
 from daodask._environment import check_cluster
+from daodask.buffers import release_buffers
 from daodask.errors import ClusterError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["DaskRunner", "Outcome", "Runner", "SerialRunner", "Task", "ThreadRunner", "in_flight", "open_runner"]
+__all__ = [
+    "DaskRunner",
+    "Outcome",
+    "Runner",
+    "SerialRunner",
+    "Task",
+    "ThreadRunner",
+    "in_flight",
+    "on_worker",
+    "open_runner",
+]
 
 T = TypeVar("T")
 
@@ -200,7 +211,7 @@ class DaskRunner:
         self._sent[key] = sent
         arguments = [self._copy(a) if isinstance(a, _Shared) else a for a in sent.task.arguments]
         sent.copies = tuple(shared.copy for shared in sent.shared)
-        future = self._client.submit(sent.task.function, *arguments, key=key, pure=False)
+        future = self._client.submit(on_worker, sent.task.function, *arguments, key=key, pure=False)
         self._check_connection()
         self._completed.add(future)
 
@@ -261,6 +272,33 @@ def _of_ours(outcome: Outcome, task: Task) -> Outcome:
     if isinstance(outcome.error, KilledWorker | FutureCancelledError):
         return Outcome(outcome.tag, error=lost_workers(task.name, outcome.error, _SMALLER))
     return outcome
+
+
+#: Part of the memory at which Dask gives a worker no more tasks, above which buffers are not kept.
+_MOST_KEPT: Final = 0.9
+
+
+def on_worker(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a task of a Dask worker, and keep no buffers for the next one if that is short of memory.
+
+    A worker with more than four fifths of its ``memory_limit`` takes no tasks until it has less, and what is kept goes
+    only when another task asks for memory: it would stand still for ever.
+    """
+    try:
+        return function(*arguments)
+    finally:
+        _relieve_worker()
+
+
+def _relieve_worker() -> None:
+    from distributed import get_worker
+
+    worker = get_worker()
+    memory = worker.memory_manager
+    if memory.memory_limit and memory.memory_pause_fraction:
+        most = _MOST_KEPT * memory.memory_pause_fraction * memory.memory_limit
+        if worker.monitor.get_process_memory() > most:
+            release_buffers()
 
 
 def in_flight(items: Iterable[T], submit: Callable[[T], Any], most: int) -> Iterator[Any]:

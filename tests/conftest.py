@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from clusters import local_cluster
 from hypothesis import settings
 from servers import BUCKET, KINDS, MissingError, Servers
 
@@ -79,19 +80,20 @@ def location(request: pytest.FixtureRequest, place: Callable[[str], StoreLocatio
         made.remove()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _empty_memory() -> Iterator[None]:
+    """Leave nothing in fsspec's memory to the next module, which has places of the same names."""
+    yield
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """Run two workers, each a process of its own, for as long as the tests run."""
-    from distributed import LocalCluster
-
-    # No dashboard; the HTTP server, which can't be left out, is on any free port: a taken one is a warning.
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard": False},
-    ) as running:
+    with local_cluster(2) as running:
         yield running
 
 

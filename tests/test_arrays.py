@@ -22,7 +22,7 @@ from daodask import arrays
 from daodask.arrays import Array, open_array, take
 from daodask.errors import CorruptStoreError
 from daodask.format.chunks import ArraySpec
-from daodask.format.codecs import Codec, known_filters
+from daodask.format.codecs import Codec, without_delta_warning
 from daodask.storage import StoreLocation
 from daodask.testing import random_store
 
@@ -89,7 +89,7 @@ class Written:
         return sorted(p for p in (self.folder / "a").rglob("*") if p.is_file() and p.name != "zarr.json")
 
 
-@known_filters()
+@without_delta_warning()
 def write(
     folder: Path,
     values: np.ndarray,

@@ -19,7 +19,7 @@ SIZES = (70, 0, 33)
 N_OBS = sum(SIZES)
 
 
-@pytest.fixture(scope="module", params=["lz4", "zstd-delta", "none"])
+@pytest.fixture(scope="module", params=["lz4", "zstd", "zstd-delta", "none"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return random_store(tmp_path_factory.mktemp("bench") / "store", SIZES, codec=request.param)
 

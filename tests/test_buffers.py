@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from daodask import BatchLoader, buffers
 from daodask.batches.schedule import Shuffled
@@ -90,6 +91,42 @@ def test_sizes_that_are_nearly_alike_share_memory():
     assert kept(pool) == (20 + 1 + 21) * _WINDOW_GRAIN
 
 
+def test_a_large_buffer_is_used_rather_than_let_go():
+    pool = BufferPool(12 * _WINDOW_GRAIN)
+    places = [address(pool.empty(n * _WINDOW_GRAIN, np.uint8)) for n in (10, 2)]
+    held = pool.empty(2 * _WINDOW_GRAIN, np.uint8)
+    small = pool.empty(100, np.float32)
+    assert [address(small), address(held)] == places
+    matrix = sp.csr_matrix((small, np.arange(100, dtype=np.int32), np.array([0, 100], np.int32)))
+    assert np.shares_memory(matrix.data, small)
+    del matrix, held, small
+    assert kept(pool) == 12 * _WINDOW_GRAIN
+
+
+def test_a_buffer_that_is_much_too_large_is_let_go():
+    pool = BufferPool(24 * _WINDOW_GRAIN)
+    pool.empty(24 * _WINDOW_GRAIN, np.uint8)
+    held = [pool.empty(_WINDOW_GRAIN, np.uint8) for _ in range(2)]
+    assert (pool._on_loan, kept(pool)) == (2 * _WINDOW_GRAIN, 0)
+    del held
+
+
+def test_what_is_kept_is_released_on_request():
+    pool = BufferPool(10 * _WINDOW_GRAIN, least_bytes=_WINDOW_GRAIN)
+    held = pool.empty(_WINDOW_GRAIN, np.uint8)
+    pool.empty(4 * _WINDOW_GRAIN, np.uint8)
+    assert kept(pool) == 4 * _WINDOW_GRAIN
+    pool.release()
+    assert (pool._on_loan, kept(pool)) == (_WINDOW_GRAIN, 0)
+    # What was on loan before is no reason to keep as much.
+    pool.empty(4 * _WINDOW_GRAIN, np.uint8)
+    del held
+    pool.release()
+    held = pool.empty(2 * _WINDOW_GRAIN, np.uint8)
+    del held
+    assert kept(pool) == 2 * _WINDOW_GRAIN
+
+
 def test_what_is_kept_and_on_loan_is_bounded():
     pool = BufferPool(10 * _WINDOW_GRAIN)
     loans = [pool.empty(2 * _WINDOW_GRAIN, np.uint8) for _ in range(8)]
@@ -103,6 +140,20 @@ def test_what_is_kept_and_on_loan_is_bounded():
     assert pool._on_loan == 0
     assert kept(pool) <= 10 * _WINDOW_GRAIN
     assert BufferPool(0).empty(5, np.uint8).nbytes == 5
+
+
+def test_what_was_never_on_loan_at_one_time_is_not_kept():
+    pool = BufferPool(10 * _WINDOW_GRAIN, least_bytes=3 * _WINDOW_GRAIN)
+    for size in (1, 3, 1, 3):
+        pool.empty(size * _WINDOW_GRAIN, np.uint8)
+    assert kept(pool) == 3 * _WINDOW_GRAIN
+    held = [pool.empty(2 * _WINDOW_GRAIN, np.uint8) for _ in range(4)]
+    del held
+    # The first of them has the one of 3.
+    assert kept(pool) == 9 * _WINDOW_GRAIN
+    held = [pool.empty(2 * _WINDOW_GRAIN, np.uint8) for _ in range(7)]
+    del held
+    assert 8 * _WINDOW_GRAIN <= kept(pool) <= 10 * _WINDOW_GRAIN
 
 
 def test_a_pool_that_is_gone_leaves_its_arrays():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import local_cluster
 
 import daodask
 from daodask import _environment
@@ -114,7 +115,7 @@ def test_what_is_worth_a_warning_is_warned_of_once():
 @pytest.fixture
 def impostor(tmp_path: Path) -> Iterator[Any]:
     """A cluster of one worker, a process that says it has another zarr."""
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     folder = tmp_path / "packages" / "zarr-2.18.7.dist-info"
     folder.mkdir(parents=True)
@@ -122,7 +123,7 @@ def impostor(tmp_path: Path) -> Iterator[Any]:
     root = Path(__file__).parents[1]
     path = os.pathsep.join([str(folder.parent), str(root)])
     with (
-        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}) as cluster,
+        local_cluster(0) as cluster,
         Client(cluster) as client,
     ):
         command = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address, "--no-nanny", "--nthreads", "1"]

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
+from dask.utils import key_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from daodask.cli import main
 from daodask.errors import SpecError, UnknownNameError
 from daodask.export import h5ad as h5ad_module
 from daodask.export import zarr as zarr_module
+from daodask.export.ordered import in_order
 from daodask.export.rows import cut
 from daodask.format.spec import Layout
 from daodask.testing import coordinate_adata, random_store
@@ -213,6 +215,14 @@ def store_with(codec: str, tmp_path: Path) -> zarr.Group:
     """Return the group of a dataset in a store that is built with a codec."""
     small = random_store(tmp_path / "small", (5,), codec=codec)
     return zarr.open_group(tmp_path / "small" / small.dataset_infos[0].path, mode="r")
+
+
+def test_tasks_on_a_cluster_are_named_by_what_they_do(client: Client) -> None:
+    results, names = [], set()
+    for result in in_order(abs, [(-n,) for n in range(20)], client=client):
+        results.append(result)
+        names |= {key_split(key) for key in client.futures}
+    assert (results, names) == (list(range(20)), {"abs"})
 
 
 def test_a_cluster_writes_the_same(store: daodask.Store, tmp_path: Path, client: Client) -> None:

@@ -122,7 +122,8 @@ def studies(draw: st.DrawFn, elements: st.SearchStrategy[Any], dtypes: Sequence[
 def counted() -> st.SearchStrategy[anndata.AnnData]:
     most = st.sampled_from([1, 300, 70_000, 2**25, 2**53])
     values = most.flatmap(lambda top: st.sampled_from([c for c in COUNTS if c <= top]))
-    return studies(values, ["u2", "i4", "u4", "i8", "f8"])
+    # What adds up to more in a block of rows is refused.
+    return studies(values, ["u2", "i4", "u4", "i8", "f8"]).filter(lambda adata: dense(adata.X).sum(dtype=float) < 2**62)
 
 
 # -- what should come out ----------------------------------------------------------------------------------------------
@@ -260,6 +261,7 @@ def assert_both_survive(one: anndata.AnnData, two: anndata.AnnData, location: St
     store = daodask.open_store(location)
     found = store.to_anndata()
     union = list(dict.fromkeys([*texts(one.var_names), *texts(two.var_names)]))
+    place = {gene: i for i, gene in enumerate(union)}
     assert texts(found.var_names) == union
     assert texts(found.obs_names) == [*texts(one.obs_names), *texts(two.obs_names)]
     assert set(found.obs) == {"dataset", *one.obs, *two.obs}
@@ -267,7 +269,8 @@ def assert_both_survive(one: anndata.AnnData, two: anndata.AnnData, location: St
     for name, adata in (("one", one), ("two", two)):
         X, obs = found.X[start : start + adata.n_obs], found.obs.iloc[start : start + adata.n_obs]
         start += adata.n_obs
-        at = [union.index(g) for g in texts(adata.var_names)]
+        own = texts(adata.var_names)
+        at = [place[gene] for gene in own]
         expected = np.zeros((adata.n_obs, len(union)))
         expected[:, at] = dense(adata.X)
         np.testing.assert_array_equal(dense(X).astype(np.float64), expected)
@@ -277,8 +280,8 @@ def assert_both_survive(one: anndata.AnnData, two: anndata.AnnData, location: St
             assert plain(obs[column]) == plain(values), column
         if adata.n_obs:
             assert_matrix(store.subset(dataset=name).to_anndata().X, expected, served_dtype(expected))
-            measured = [gene in set(texts(adata.var_names)) for gene in union]
-            assert store.measured[name].tolist() == measured
+            measured = set(own)
+            assert store.measured[name].tolist() == [gene in measured for gene in union]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ SIZES, N_VARS = (70, 0, 33), 32
 N_OBS = sum(SIZES)
 
 
-@pytest.fixture(scope="module", params=["lz4", "zstd-delta", "none"])
+@pytest.fixture(scope="module", params=["lz4", "zstd", "zstd-delta", "none"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return random_store(tmp_path_factory.mktemp("tools") / "store", SIZES, n_vars=N_VARS, codec=request.param)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -65,9 +66,16 @@ def test_who_asks_first_is_served_first() -> None:
             full.wait()
         gate.wait(30)
 
+    queued = threading.Event()
+
+    def items() -> Iterator[str]:
+        yield from "a" * 40
+        queued.set()
+
     with ThreadPoolExecutor(2) as askers:
-        first = askers.submit(lambda: list(as_fetched(fetch, [*"a" * 40])))
+        first = askers.submit(lambda: list(as_fetched(fetch, items())))
         full.wait()
+        assert queued.wait(30)
         second = askers.submit(lambda: list(as_fetched(fetch, [*"b" * 40])))
         gate.set()
         assert len(first.result()) == len(second.result()) == 40

@@ -14,7 +14,7 @@ from daodask._environment import check_cluster
 from daodask.batches.schedule import Window
 from daodask.batches.window import Request, make_batches
 from daodask.buffers import BufferPool
-from daodask.runners import in_flight
+from daodask.runners import in_flight, on_worker
 from daodask.store import Store
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ class ClusterReader:
             for window in windows:
                 # Workers come and go, and each look at them is a request.
                 since, depth = (since + 1, depth) if since < depth else (1, self._depth())
-                pending.append(self.client.submit(_window_task, shared, window, key=_key(window), pure=False))
+                arguments = _window_task, shared, window
+                pending.append(self.client.submit(on_worker, *arguments, key=_key(window), pure=False))
                 require_connection(self.client, address, f"start a cluster, and {_AGAIN}")
                 while len(pending) >= depth:
                     yield self._take(pending)

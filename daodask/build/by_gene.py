@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from daodask.buffers import reused_empty
 from daodask.build.matrices import staged_index
 from daodask.build.phases import Stopwatch
 from daodask.build.receipts import FilesReceipt, with_receipt, write_file
@@ -82,7 +83,7 @@ def _transposed(job: StudyJob, block: GeneBlock) -> _Genes:
     np.cumsum(bounds, out=bounds)
     lengths = np.frombuffer(job.staged(block.block, block.matrix, "lengths").read(), dtype=np.int64)
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    out = np.empty(block.nnz, dtype=block.layout.row_dtype), np.empty(block.nnz, dtype=block.dtype)
+    out = reused_empty(block.nnz, block.layout.row_dtype), reused_empty(block.nnz, block.dtype)
     ends, totals, row = bounds[:-1].copy(), np.zeros(len(lengths)), 0
     pieces = zip(_staged(job, block, "indices"), _staged(job, block, "data"), strict=True)
     for (first, columns), (_, data) in pieces:

@@ -23,7 +23,6 @@ __all__ = [
     "checksums_of",
     "encode_tasks",
     "final_dtype",
-    "gene_blocks_of",
     "lay_out",
     "matrix_info",
     "pieces_of",
@@ -92,14 +91,14 @@ def encode_tasks(job: StudyJob, layouts: Sequence[CSRLayout], staged: Sequence[B
     """The tasks that write all matrices, by rows and by gene."""
     # The largest first, so that no worker is left alone with it at the end.
     shards = sorted((s for layout in layouts for s in shards_of(layout, staged)), key=lambda s: s.nbytes, reverse=True)
-    by_gene = [block for layout in layouts for block in gene_blocks_of(layout, staged)]
+    by_gene = [block for layout in layouts for block in _gene_blocks_of(layout, staged)]
     return [
         *(Task("encode-shard", write_shard, (job, shard)) for shard in shards),
         *(Task("encode-genes", write_gene_block, (job, block)) for block in by_gene),
     ]
 
 
-def gene_blocks_of(layout: CSRLayout, staged: Sequence[BlockReceipt]) -> Iterator[GeneBlock]:
+def _gene_blocks_of(layout: CSRLayout, staged: Sequence[BlockReceipt]) -> Iterator[GeneBlock]:
     """The blocks of a matrix to store by gene, if it is to be."""
     cut = layout.by_gene
     if cut is None:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from daodask.arrays import open_array
 from daodask.blocks import BlockAddress, arrow_type, category_dtype, conform, read_obs, read_obsm
+from daodask.buffers import reused_empty
 from daodask.build.exchange import Exchange
 from daodask.build.matrices import MappedBlock, staged_index
 from daodask.build.permutation import Permutation
@@ -184,21 +185,24 @@ def _sorted_rows(
     begins = np.empty(len(rows), dtype=np.int64)
     begins[rows] = np.cumsum(lengths[rows]) - lengths[rows]
     nnz = int(indptr[-1] - indptr[0])
-    indices, data = np.empty(nnz, dtype=staged_index(n_vars)), np.empty(nnz, dtype=dtype)
+    indices, data = reused_empty(nnz, staged_index(n_vars)), reused_empty(nnz, dtype)
     arrays = [(open_array(address.dataset, f"{matrix}/{n}"), out) for n, out in (("indices", indices), ("data", data))]
     for first in range(0, len(rows), RUN_ROWS):
         run = slice(first, first + RUN_ROWS)
         low, high = int(indptr[first]), int(indptr[min(first + RUN_ROWS, len(rows))])
-        places = _places(begins[run], lengths[run])
         for array, out in arrays:
-            out[places] = array.read(low, high)
+            _move_rows(array.read(low, high), lengths[run], begins[run], out)
     return lengths[rows], indices, data
 
 
-def _places(begins: Int64Array, lengths: Int64Array) -> Int64Array:
-    """Where the elements of rows go, of which each row's begin where it is said."""
-    own = np.cumsum(lengths) - lengths
-    return np.repeat(begins - own, lengths) + np.arange(int(lengths.sum()), dtype=np.int64)
+def _move_rows(values: AnyArray, lengths: Int64Array, begins: Int64Array, out: AnyArray) -> None:
+    """Copy rows, one behind another in ``values``, to where each is said to begin; cast, where the dtype is another."""
+    from daodask.kernels import scatter
+
+    # As bytes: what comes out of a part need not be aligned.
+    data, size = values.astype(out.dtype, copy=False).view(np.uint8), out.itemsize
+    ends = np.cumsum(lengths) * size
+    scatter(data, 0, ends - lengths * size, ends, begins * size, out.view(np.uint8), False)
 
 
 def _write_part(
@@ -329,13 +333,12 @@ def _collect_matrix(
     indptr = np.concatenate([[0], np.cumsum(arranged)])
     begins = indptr[places]
     _, indices, data = arrivals[0].matrices[number]
-    out = np.empty(indptr[-1], dtype=indices.dtype), np.empty(indptr[-1], dtype=data.dtype)
+    out = reused_empty(int(indptr[-1]), indices.dtype), reused_empty(int(indptr[-1]), data.dtype)
     first = 0
     for arrival in arrivals:
         of_rows, *arrays = arrival.matrices[number]
-        at = _places(begins[first : first + len(of_rows)], of_rows)
         for array, values in zip(out, arrays, strict=True):
-            array[at] = values
+            _move_rows(values, of_rows, begins[first : first + len(of_rows)], array)
         first += len(of_rows)
     staged = StagedMatrix(with_depth=matrix.name == "X")
     for start in range(0, len(lengths), RUN_ROWS):

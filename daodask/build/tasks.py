@@ -13,13 +13,14 @@ from __future__ import annotations
 import fnmatch
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from daodask.buffers import reused_empty
+from daodask.buffers import release_buffers, reused_empty
 from daodask.build.cell_names import cell_names
 from daodask.build.matrices import map_block
 from daodask.build.phases import Stopwatch
@@ -49,6 +50,7 @@ from daodask.format.groups import CSRLayout, ObsmLayout, encode_group, encode_ob
 from daodask.format.manifest import ObsmInfo
 from daodask.format.spec import VAR_MEASURED, Layout
 from daodask.sources import Fingerprint, PartedSource, Parts, Source, SourceAddress, open_source
+from daodask.sources.fingerprint import stamp_of
 from daodask.storage import StoreLocation, is_temporary
 from daodask.types import CSR, AnyArray, BoolArray, Int64Array
 
@@ -90,27 +92,49 @@ def inspect_study(
     SourceError, StreamlineError
         It can't be read, or its obs is not what the build file says.
     """
-    source = open_source(address)
-    # Taken first and looked at again last, so that it is that of what is read in between.
-    fingerprint = source.fingerprint(known)
+    if isinstance(address, SourceAddress) and address.location.is_local:
+        facts = _local_facts(address, study, schema, known)
+    else:
+        source = open_source(address)
+        # Taken first and looked at again last, so that it is that of what is read in between.
+        fingerprint = source.fingerprint(known)
+        facts = _facts(source, study, schema, lambda: fingerprint)
+    _check_unchanged(address, facts.fingerprint)
+    return facts
+
+
+def _local_facts(
+    address: SourceAddress, study: StudySpec, schema: tuple[SchemaColumn, ...], known: Fingerprint | None
+) -> StudyFacts:
+    """All of a local file is read for its fingerprint, without the GIL: so beside what is read of its metadata."""
+    stamp = stamp_of(address)
+    with ThreadPoolExecutor(1, "daodask-fingerprint") as aside:
+        taken = aside.submit(lambda: open_source(address).fingerprint(known))
+        facts = _facts(open_source(address), study, schema, taken.result)
+    if stamp_of(address) != stamp:
+        raise _changed(address)
+    return facts
+
+
+def _facts(
+    source: Source, study: StudySpec, schema: tuple[SchemaColumn, ...], fingerprint: Callable[[], Fingerprint]
+) -> StudyFacts:
     obs = source.obs()
     cell_names(obs.index, study.obs_names, study.id)
     matrix = _first_matrix(source, study.matrix)
     matrices = [matrix, *study.layers.values()]
-    facts = StudyFacts(
+    return StudyFacts(
         n_obs=source.n_obs,
         genes={matrix: _gene_names(source, matrix, study.genes) for matrix in matrices},
         columns=summarise(streamline_obs(obs, study.obs, schema, study.keep, study.id, study.qc.names)),
         obsm=tuple(_obsm_info(source, name) for name in _chosen(source.obsm_names, study.obsm)),
         uns={**source.uns(), **study.uns},
         organisms=obs[[c for c in _ORGANISM_COLUMNS if c in obs]].drop_duplicates(),
-        fingerprint=fingerprint,
         parts=_parts(source, matrices),
         matrix=matrix,
         symbols=_gene_names(source, matrix, study.names.symbols) if study.names.symbols else (),
+        fingerprint=fingerprint(),
     )
-    _check_unchanged(address, fingerprint)
-    return facts
 
 
 def _check_unchanged(address: SourceAddress | Source, known: Fingerprint) -> None:
@@ -119,10 +143,14 @@ def _check_unchanged(address: SourceAddress | Source, known: Fingerprint) -> Non
     Of a source in memory only its owner could say that without reading all of it.
     """
     if isinstance(address, SourceAddress) and open_source(address).fingerprint(known) != known:
-        raise SourceError(
-            f"expected {address.location} to stay as it is while it is read, but it was changed; build again when "
-            f"nobody writes to it any more"
-        )
+        raise _changed(address)
+
+
+def _changed(address: SourceAddress) -> SourceError:
+    return SourceError(
+        f"expected {address.location} to stay as it is while it is read, but it was changed; build again when nobody "
+        f"writes to it any more"
+    )
 
 
 def _first_matrix(source: Source, names: str) -> str:
@@ -286,6 +314,8 @@ def transpose_parts(job: StudyJob, address: SourceAddress | Source, matrix: str,
 def _transpose_parts(job: StudyJob, source: Source, matrix: str, start: int, stop: int) -> PartsReceipt:
     if not isinstance(source, PartedSource):
         raise SourceError(f"expected a source that reads {matrix} in parts, as it did before, got {source!r}")
+    # Parts are sorted in memory of their own, which comes on top of what is kept for staging.
+    release_buffers()
     n_values, files = 0, []
     for part, values in enumerate(source.read_parts(matrix, start, stop), start):
         files.append(job.transpositions[matrix].write(part, values))

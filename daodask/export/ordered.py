@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from daodask._connection import cluster_errors
 from daodask._environment import check_cluster
-from daodask.runners import in_flight
+from daodask.runners import in_flight, on_worker
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 __all__ = ["in_order"]
 
@@ -36,7 +38,13 @@ def in_order(
         check_cluster(client)
         with cluster_errors(client, "export again"):
             depth = max(1, 2 * sum(client.nthreads().values()))
-            yield from in_flight(arguments, lambda a: client.submit(function, *a, pure=False), depth)
+            yield from in_flight(arguments, partial(_send, client, function), depth)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="daodask-export") as pool:
         yield from in_flight(arguments, lambda a: pool.submit(function, *a), threads + 1)
+
+
+def _send(client: Client, function: Callable[..., R], arguments: tuple[Any, ...]) -> Future[R]:
+    """A task named by its function, as a dashboard shows it."""
+    key = f"{function.__name__}-{os.urandom(8).hex()}"
+    return client.submit(on_worker, function, *arguments, key=key, pure=False)

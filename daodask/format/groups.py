@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from daodask.format.codecs import Codec, known_filters
+from daodask.format.codecs import Codec, without_delta_warning
 from daodask.format.spec import BY_GENE, OBS_NAMES
 
 __all__ = ["CSRLayout", "GeneLayout", "ObsmLayout", "encode_group", "encode_obs_parquet"]
@@ -106,7 +106,7 @@ def encode_group(
     from zarr.storage import MemoryStore
 
     buffers: dict[str, Any] = {}
-    with _ENCODING, known_filters(), zarr.config.set(_ALL_CHUNKS):
+    with _ENCODING, zarr.config.set(_ALL_CHUNKS):
         root = zarr.open_group(MemoryStore(buffers), mode="w", zarr_format=3)
         root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         _create_frames(root, obs, var, uns)
@@ -129,7 +129,7 @@ def _encode_by_gene(matrices: tuple[CSRLayout, ...], codec: Codec) -> dict[str, 
     if not matrices:
         return {}
     buffers: dict[str, Any] = {}
-    with _ENCODING, known_filters():
+    with _ENCODING:
         root = zarr.open_group(MemoryStore(buffers), mode="w", zarr_format=3)
         for matrix in matrices:
             _create_by_gene(root, matrix, codec)
@@ -195,17 +195,18 @@ def _create_array(
     codec: Codec,
 ) -> Any:
     codec = codec.of(name)
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks,
-        shards=shards,
-        filters=codec.zarr_filters(dtype),
-        compressors=codec.zarr_compressors(),
-        fill_value=0,
-        attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
-    )
+    with without_delta_warning():
+        return group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            filters=codec.zarr_filters(dtype),
+            compressors=codec.zarr_compressors(),
+            fill_value=0,
+            attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
+        )
 
 
 def encode_obs_parquet(obs: pd.DataFrame, block_rows: int) -> bytes:

@@ -17,7 +17,7 @@ from daodask.errors import DaodaskError, SourceError, suggest
 from daodask.format.spec import CHECKSUMS, SNAPSHOTS
 from daodask.sources.base import Coordinates, Fingerprint, PartedSource, Parts, Source, SourceAddress
 from daodask.sources.download import downloaded
-from daodask.sources.fingerprint import fingerprint_location, stamp_location
+from daodask.sources.fingerprint import fingerprint_location, stamp_of
 from daodask.storage import StoreLocation
 
 __all__ = [
@@ -144,7 +144,7 @@ def open_source(address: SourceAddress | Source) -> Source:
     if not isinstance(address, SourceAddress):
         return address
     _opener(address.format)
-    stamp = stamp_location(address.location / CHECKSUMS if address.format == "dao" else address.location)
+    stamp = stamp_of(address)
     with _opening:
         if _stamps.get(address, stamp) != stamp:
             # HDF5 takes a file that it has still open for what it was, whatever has been written into it since.

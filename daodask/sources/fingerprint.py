@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import FileIO
 from typing import Any, Final, Protocol
 
 import google_crc32c
@@ -14,13 +15,15 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from daodask._foreign import find_decoders
 from daodask.errors import SourceError
-from daodask.sources.base import Fingerprint
+from daodask.format.spec import CHECKSUMS
+from daodask.sources.base import Fingerprint, SourceAddress
 from daodask.sources.download import origin_of
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray
 
-__all__ = ["fingerprint_arrays", "fingerprint_location", "stamp_location"]
+__all__ = ["fingerprint_arrays", "fingerprint_location", "stamp_location", "stamp_of"]
 
 # Of the content, as object stores and servers call it; and, where none of these is given, of the time.
 _CONTENT = ("md5hash", "crc32c", "etag", "content_md5")
@@ -79,6 +82,11 @@ def fingerprint_location(location: StoreLocation, known: Fingerprint | None = No
 def stamp_location(location: StoreLocation) -> str:
     """The stamp alone, for which nothing is read; empty where a server tells neither etag nor time."""
     return _combine_stamps(_files(location))
+
+
+def stamp_of(address: SourceAddress) -> str:
+    """The stamp of what a study is read from; of a dataset of a store its list of files stands for all of them."""
+    return stamp_location(address.location / CHECKSUMS if address.format == "dao" else address.location)
 
 
 def fingerprint_arrays(arrays: Mapping[str, Any], frames: Mapping[str, pd.DataFrame], facts: object) -> Fingerprint:
@@ -167,16 +175,28 @@ def _digest_file(location: StoreLocation, path: str) -> str:
 
 def _digest_part(path: str, start: int) -> str:
     """SHA-256 of the CRC32C of each piece: tells a change as surely as anybody needs, at the speed of reading."""
-    digest, piece = hashlib.sha256(), bytearray(_PIECE)
+    functions, checksums = find_decoders(), np.zeros(_PART // _PIECE, dtype="<u4")
+    with open(path, "rb", buffering=0) as file:
+        if functions is None:
+            _check_pieces(file, start, checksums)
+        else:
+            from daodask.decoding import file_checksums
+
+            piece = np.empty(_PIECE, dtype=np.uint8)
+            if not file_checksums(functions, file.fileno(), start, piece, checksums):
+                _check_pieces(file, start, checksums)  # which says why
+    return hashlib.sha256(checksums.tobytes()).hexdigest()
+
+
+def _check_pieces(file: FileIO, start: int, checksums: AnyArray) -> None:
+    """As :func:`daodask.decoding.file_checksums`."""
+    piece = bytearray(_PIECE)
     # The library takes nothing that anybody could write to.
     view = np.frombuffer(memoryview(piece).toreadonly(), dtype=np.uint8)
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        for _ in range(_PART // _PIECE):
-            n = file.readinto(piece) or 0
-            checksum: int = google_crc32c.value(view[:n] if n else b"")
-            digest.update(checksum.to_bytes(4, "little"))
-    return digest.hexdigest()
+    file.seek(start)
+    for i in range(len(checksums)):
+        n = file.readinto(piece)
+        checksums[i] = google_crc32c.value(view[:n] if n else b"")
 
 
 def _parts(array: Any) -> tuple[AnyArray, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from daodask.errors import SourceError
-from daodask.format.codecs import known_filters
+from daodask.format.codecs import without_delta_warning
 from daodask.sources import _guard
 from daodask.sources._anndata import AnnDataSource
 from daodask.sources._checked_store import CheckedStore
@@ -99,7 +99,7 @@ def open_zarr(location: StoreLocation) -> zarr.Group:
     """
     if not location.exists():
         raise SourceError(f"expected a zarr group at {location}, found nothing; check the path")
-    with _reading(location, "the group"), known_filters():
+    with _reading(location, "the group"), without_delta_warning():
         return zarr.open_group(CheckedStore(location.zarr_store()), mode="r")
 
 

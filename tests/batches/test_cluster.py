@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from clusters import local_cluster
 
 from daodask import BatchLoader
 from daodask.batches.readers import ClusterReader
@@ -142,19 +142,9 @@ def test_a_function_that_fails_on_the_cluster_fails_here(store, client):
 @pytest.fixture
 def mortal() -> Iterator[Client]:
     """A cluster of its own, whose nannies start workers again."""
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster) as connected,
-    ):
+    with local_cluster(2, silence_logs=50) as cluster, Client(cluster) as connected:
         yield connected
 
 
@@ -178,4 +168,3 @@ def test_an_epoch_survives_its_workers(store, mortal):
     for a, b in zip(found, expected, strict=True):
         assert_same_bytes(a, b)
     wait_until(lambda: not mortal.futures)
-    assert threading.active_count() < 50

@@ -223,10 +223,19 @@ def consumer(store: daodask.Store, batch_size: int) -> None:
         )
     done.set()
     watcher.join()
+    window = int(8 * WINDOW * sum(info.matrix["X"].nnz for info in store.dataset_infos) / store.n_obs)
+    print(f"  {window / 2**20:,.0f} MiB of new memory, a window, take {touch(window):.3f} s of one processor to touch")
     print(
         f"  memory at most {(peak[0] - before) / 2**20:,.0f} MiB above the start, "
         f"budget {loader.memory / 2**20:,.0f} MiB"
     )
+
+
+def touch(n_bytes: int) -> float:
+    """Seconds that it takes to touch new memory: what the first windows of a process can't be faster than."""
+    began = time.perf_counter()
+    np.empty(n_bytes, dtype=np.uint8)[::4_096] = 1
+    return time.perf_counter() - began
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(source: Path, store: Path, block_rows: int) -> dict[str, int]:
+def measure(source: Path, store: Path, block_rows: int, shuffle: str) -> dict[str, int]:
     """Peak bytes of each step, and before the first one what a process takes that has done a build."""
     from daodask.build.run import build_store
     from daodask.testing import random_store
@@ -45,6 +45,7 @@ def measure(source: Path, store: Path, block_rows: int) -> dict[str, int]:
     spec = {
         "features": {"name": "genes", "reference": "union"},
         "layout": {"block_rows": block_rows},
+        "shuffle": shuffle,
         "studies": [{"id": "large", "source": source}],
     }
     report = build_store(spec, store / "store", progress=progress)
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=20_480)
     parser.add_argument("--values", type=int, default=2048, help="non-zeros of a cell")
     parser.add_argument("--block-rows", type=int, nargs="+", default=[4096, 16_384])
+    parser.add_argument("--shuffle", choices=["none", "within", "global"], default="none")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary one")
     arguments = parser.parse_args()
     repeats = -(-arguments.cells // _PERIOD)
@@ -73,7 +75,7 @@ def main() -> None:
             for block_rows in arguments.block_rows:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     store = Path(folder) / f"{kind}-{block_rows}"
-                    peaks = pool.apply(measure, (source, store, block_rows))
+                    peaks = pool.apply(measure, (source, store, block_rows, arguments.shuffle))
                 steps = "  ".join(f"{step} {peak / _MIB:,.0f}" for step, peak in peaks.items())
                 sys.stdout.write(f"{kind:6} blocks of {block_rows:,}: {steps}\n")
                 sys.stdout.flush()

@@ -201,6 +201,35 @@ def test_a_source_that_changes_while_it_is_read(
     assert firsts(store) == {"b": 50, "a": 0}
 
 
+@pytest.mark.parametrize("when", ["before its obs is read", "after"])
+def test_a_source_that_changes_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    store, path = StoreLocation.parse(tmp_path / "store"), tmp_path / "a.h5ad"
+    study(0).write_h5ad(path)
+    look = tasks._facts
+
+    def changed() -> None:
+        # At once: there is never no file, whenever another thread looks.
+        study(100, 6).write_h5ad(tmp_path / "other.h5ad")
+        os.replace(tmp_path / "other.h5ad", path)
+
+    def changing(source: Any, spec: Any, *others: Any) -> Any:
+        if spec.id == "a" and when != "after":
+            changed()
+        facts = look(source, spec, *others)
+        if spec.id == "a" and when == "after":
+            changed()
+        return facts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "_facts", changing)
+        report = build(store, a=path, b=study(50))
+    assert statuses(report) == {"a": "failed", "b": "built"}
+    assert f"expected {path} to stay as it is" in report.studies[0].reason
+    assert firsts(store) == {"b": 50}
+
+
 def test_a_block_read_of_a_changed_source_has_no_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build is killed in the middle of a file that is being rewritten, and goes on when that is as it was."""
     store, path = StoreLocation.parse(tmp_path / "store"), tmp_path / "a.h5ad"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from clusters import local_cluster
+from distributed import Client
 
 import daodask
 from daodask.build import tasks
@@ -33,23 +34,14 @@ def spec(source: Any, **layout: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def limited() -> Iterator[Client]:
     """Connect to two workers that are killed where they take more memory than the limit."""
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            memory_limit=LIMIT,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with local_cluster(2, memory_limit=LIMIT) as cluster, Client(cluster) as client:
         yield client
 
 
-def build_on(client: Client, source: Path, store: Path, **layout: Any) -> str:
+def build_on(client: Client, source: Path, store: Path, **keys: Any) -> str:
     """Build without losing a worker; return the digest of all files of the dataset."""
     processes = client.run(os.getpid)
-    report = daodask.build_store(spec(source, **layout), store, client=client)
+    report = daodask.build_store(spec(source) | keys, store, client=client)
     assert report.ok, str(report)
     assert client.run(os.getpid) == processes
     (dataset,) = daodask.open_store(store).snapshot.datasets
@@ -63,6 +55,13 @@ def test_a_matrix_by_columns_is_never_held_whole(limited: Client, tmp_path: Path
         for kind in ("csr", "csc")
     }
     assert digests["csc"] == digests["csr"]
+
+
+def test_workers_that_did_tasks_of_one_kind_do_others(limited: Client, tmp_path: Path) -> None:
+    """What is kept for tasks of one kind is not in the way of another's."""
+    source = large_study(tmp_path, "csc", 8, n_vars=20_480, row_values=2048)
+    for number, keys in enumerate(({"shuffle": "within"}, {"layout": {"by_gene": ["X"]}}, {"shuffle": "global"})):
+        build_on(limited, source, tmp_path / str(number), **keys)
 
 
 @pytest.mark.soak

@@ -213,7 +213,7 @@ def test_sizes(value: object, nbytes: int) -> None:
         (minimal(keep=[1]), "keep: expected text or a list of texts"),
         (minimal(X={"kind": "tpm"}), "X.kind: expected one of counts, normalised, other, got 'tpm'"),
         (minimal(X={"dtype": "int8"}), "X.dtype: expected one of '', float32"),
-        (minimal(layout={"codec": "gzip"}), "layout.codec: expected one of lz4, lz4hc, zstd, none"),
+        (minimal(layout={"codec": "gzip"}), "layout.codec: expected one of lz4, lz4hc, zstd, zstd-delta, none"),
         (minimal(layout={"block_rows": 0}), "layout.block_rows: expected a whole number of at least 1, got 0"),
         (minimal(layout={"block_rows": True}), "layout.block_rows: expected a whole number"),
         (minimal(layout={"shard_bytes": "64 apples"}), "layout.shard_bytes: expected a size such as 64MiB"),

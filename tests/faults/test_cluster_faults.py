@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from clusters import local_cluster
 
 import daodask
 from daodask import BatchLoader
@@ -349,10 +350,9 @@ def test_workers_that_come_and_go_during_an_epoch(store, start_cluster):
 
 @pytest.mark.soak
 def test_a_cluster_that_scales_itself_while_it_builds(spec, whole, tmp_path):
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}, "silence_logs": 50}
-    with LocalCluster(n_workers=0, threads_per_worker=1, processes=True, **quiet) as local, Client(local) as client:
+    with local_cluster(0, silence_logs=50) as local, Client(local) as client:
         local.adapt(minimum=0, maximum=3, interval="100ms", wait_count=1, target_duration="50ms")
         for number in range(3):
             store = tmp_path / f"store{number}"

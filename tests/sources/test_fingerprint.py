@@ -31,7 +31,12 @@ def test_a_local_file(tmp_path: Path) -> None:
     assert stamp_location(location) == found.stamp
 
 
-def test_parts_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["compiled", "fallback", "no file that can be read so"])
+def test_parts_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    if how == "fallback":
+        monkeypatch.setattr("daodask.sources.fingerprint.find_decoders", lambda: None)
+    if how == "no file that can be read so":
+        monkeypatch.setattr("daodask.decoding.file_checksums", lambda *_: False)
     monkeypatch.setattr("daodask.sources.fingerprint._PART", 8)
     monkeypatch.setattr("daodask.sources.fingerprint._PIECE", 4)
     contents = [b"abcdefgh", b"abcdefghi", b"abcdefgi" + b"abcdefgh", b"abcdefgh" + b"abcdefgi", b"i" * 23, b"i" * 24]
