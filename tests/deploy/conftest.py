@@ -129,7 +129,7 @@ class Processes:
             process.terminate()
         for process, _ in reversed(self._running):
             try:
-                process.wait(5)
+                process.wait(30)  # a gateway stops its clusters, which would outlive it otherwise
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
