@@ -9,12 +9,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-import psutil
 import pytest
-from clusters import local_cluster
+from clusters import LIMIT, fill, fill_up, local_cluster
 
-from daodask.buffers import reused_empty
 from daodask.errors import ClusterError
 from daodask.runners import Outcome, Runner, Task, open_runner
 
@@ -184,30 +181,18 @@ def test_a_result_that_is_lost_with_its_worker_is_made_again(client: Client) -> 
         time.sleep(0.05)
 
 
-BALLAST: list[np.ndarray] = []
-
-
-def fill(ballast: int, buffer: int) -> int:
-    """Keep some memory for good, and have some more kept for others."""
-    BALLAST.append(np.ones(ballast, np.uint8))
-    reused_empty(buffer, np.uint8)[:] = 1
-    return psutil.Process().memory_info().rss
-
-
 def test_a_worker_short_of_memory_keeps_none_for_the_next_task() -> None:
     """It takes no more tasks where it has four fifths of its limit, and so would stand still."""
     from distributed import Client
 
-    limit = 10**9
     with (
-        local_cluster(1, memory_limit=limit) as cluster,
+        local_cluster(1, memory_limit=LIMIT) as cluster,
         Client(cluster) as client,
         open_runner(client) as runner,
     ):
         idle = client.submit(fill, 0, 0).result()
-        buffer = 250 * 2**20
-        runner.submit("fill", Task("fill", fill, (int(0.83 * limit) - idle - buffer, buffer)))
+        runner.submit("fill", Task("fill", fill_up, (idle,)))
         (outcome,) = runner.outcomes()
-        assert 0.8 * limit < outcome.result < 0.95 * limit
+        assert 0.8 * LIMIT < outcome.result < 0.95 * LIMIT
         runner.submit("next", Task("halve", halve, (2,)))
         assert [told(o) for o in runner.outcomes()] == [("next", 1, "")]

@@ -20,6 +20,7 @@ from daodask.analysis.reductions import Reducer, fold
 from daodask.analysis.transforms import Normalise, Transform
 from daodask.blocks import BlockAddress
 from daodask.errors import SpecError, UnknownNameError, suggest
+from daodask.runners import on_worker
 from daodask.store import Store
 from daodask.types import CSR
 
@@ -270,7 +271,7 @@ def _on_cluster(reducer: Reducer[P, R], plan: Plan, client: Client) -> R:
     # What all tasks need is one node of the graph, and travels once to each worker.
     graph: dict[str, Any] = {shared: (_together, reducer, plan.reading)}
     for key, blocks in zip(keys, plan.tasks, strict=True):
-        graph[key] = (_shared_task, shared, list(blocks))
+        graph[key] = (on_worker, _shared_task, shared, list(blocks))
     level = 0
     while level == 0 or len(keys) > 1:
         level += 1

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
+from clusters import LIMIT, fill, fill_up, local_cluster
 from dask.callbacks import Callback
 
 import daodask
@@ -236,6 +237,19 @@ def test_the_median_of_totals_is_what_scanpy_normalises_to(atlas, runner):
     sc.pp.log1p(adata)
     found = daodask.mean_var(atlas, transform=Normalise(target_sum=None), **runner)
     np.testing.assert_allclose(found["mean"], np.asarray(adata.X.mean(axis=0)).ravel(), rtol=1e-12)
+
+
+def test_a_worker_short_of_memory_keeps_none_for_what_is_next(atlas):
+    """It takes no more tasks where it has four fifths of its limit: already the parts would not be combined."""
+    from distributed import Client
+
+    with local_cluster(1, memory_limit=LIMIT) as cluster, Client(cluster) as client:
+        # What is imported on the way is there from then on.
+        daodask.reduce(atlas, "sum", client=client)
+        idle = client.submit(fill, 0, 0).result()
+        had = daodask.reduce(atlas[:1], Reduction(lambda X, obs, var: fill_up(idle), max, int), client=client)
+        assert 0.8 * LIMIT < had < 0.95 * LIMIT
+        assert daodask.reduce(atlas, "sum", client=client).tolist() == daodask.reduce(atlas, "sum").tolist()
 
 
 # -- no cells, no genes ------------------------------------------------------------------------------------------------
