@@ -32,6 +32,7 @@ settings.load_profile("daodask")
 def pytest_unconfigure() -> None:
     """Stop the servers, and give up the ports that were kept for them."""
     _SERVERS.close()
+    # What is frozen at the end counts as a leak for packages that look for theirs.
     gc.unfreeze()
 
 

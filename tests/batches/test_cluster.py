@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,7 @@ def test_an_epoch_survives_its_workers(store, mortal):
     expected = list(BatchLoader(store, 10, schedule=WINDOWS, obs=["row", "cell_type"], seed=2))
     found = []
     # Each of them once, and then both: nothing of what was sent to them is anywhere but with the scheduler.
-    killings = {4: 1, 12: 2}
+    killings, threads = {4: 1, 12: 2}, threading.active_count()
     loader = BatchLoader(store, 10, schedule=WINDOWS, obs=["row", "cell_type"], seed=2, client=mortal)
     for batch in loader:
         found.append(batch)
@@ -169,3 +170,5 @@ def test_an_epoch_survives_its_workers(store, mortal):
     for a, b in zip(found, expected, strict=True):
         assert_same_bytes(a, b)
     wait_until(lambda: not mortal.futures)
+    # Fewer than windows, of which none leaves one; some are Dask's own.
+    assert threading.active_count() - threads < 10
