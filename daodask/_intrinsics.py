@@ -9,9 +9,20 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic as _numba_intrinsic
 
-__all__ = ["LANES", "call_crc32c", "call_decompress", "call_getitem", "call_pread", "fence", "stream", "uncounted"]
+__all__ = [
+    "LANES",
+    "call_crc32c",
+    "call_decompress",
+    "call_getitem",
+    "call_pread",
+    "fence",
+    "is_wide",
+    "note_wanted",
+    "stream",
+    "uncounted",
+]
 
-#: Elements that :func:`stream` writes: at 4 bytes each, the 64 of a cache line.
+#: Elements that are dealt with at a time: at 4 bytes each, the 64 of a cache line.
 LANES: Final = 16
 
 
@@ -125,6 +136,99 @@ def _converted(builder: Any, values: Any, src: Any, out: Any, kind: Any) -> Any:
     if wider:
         return builder.sext(values, kind) if src.signed else builder.zext(values, kind)
     return builder.trunc(values, kind)
+
+
+_LANES_OF_INT32: Final = ir.VectorType(_INT32, LANES)
+
+
+def _is_wide(context: Any) -> bool:
+    """Whether what is compiled may use instructions for 16 numbers of 32 bits."""
+    return "+avx512f" in context.codegen().magic_tuple()[-1].split(",")
+
+
+@intrinsic
+def is_wide(typingctx: Any) -> Any:
+    """Whether the processor looks up, and sorts out, 16 numbers at a time; known when it is compiled."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(ir.IntType(1), _is_wide(context))
+
+    return types.boolean(), codegen
+
+
+@intrinsic
+def note_wanted(typingctx: Any, columns: Any, start: Any, words: Any, beyond: Any, found: Any, n: Any) -> Any:
+    """Put down which of ``columns[start : start + LANES]`` are wanted, from ``found[n]`` on; returns the next ``n``.
+
+    A column is wanted where its bit of the ``words`` is set, and one that is too large where bit ``beyond`` is. After
+    that there have to be 32 words more, and after ``found[n]`` as many entries as there are lanes.
+
+    Where columns are in order their bits lie side by side, and the words around them are looked up within registers.
+    Nothing is put down where it :func:`is_wide` not.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if not _is_wide(context):
+            return args[5]
+        arrays = zip((columns, words, found), args[::2], strict=True)
+        column, word, place = (context.make_array(kind)(context, builder, array) for kind, array in arrays)
+        read = builder.gep(column.data, [args[1]])
+        kind = ir.VectorType(context.get_data_type(columns.dtype), LANES)
+        loaded = builder.load(builder.bitcast(read, kind.as_pointer()), align=_width(columns.dtype))
+        loaded = _converted(builder, loaded, columns.dtype, types.uint32, _LANES_OF_INT32)
+        last = _splat(builder, args[3])
+        known = builder.select(builder.icmp_unsigned("<", loaded, last), loaded, last)
+        bits = _words_of(builder, word.data, builder.lshr(known, _each(5)))
+        bit = builder.shl(_each(1), builder.and_(known, _each(31)))
+        wanted = builder.icmp_unsigned("!=", builder.and_(bits, bit), _each(0))
+        first = _splat(builder, builder.trunc(args[1], _INT32))
+        positions = builder.add(first, ir.Constant(_LANES_OF_INT32, list(range(LANES))))
+        write = builder.bitcast(builder.gep(place.data, [args[5]]), _LANES_OF_INT32.as_pointer())
+        builder.store(_native(builder, "mask.compress.v16i32", positions, _each(0), wanted), write, align=4)
+        count = builder.ctpop(builder.bitcast(wanted, ir.IntType(LANES)))
+        return builder.add(args[5], builder.zext(count, _SIZE))
+
+    return types.uintp(columns, types.uintp, words, types.uint32, found, types.uintp), codegen
+
+
+def _words_of(builder: Any, words: Any, numbers: Any) -> Any:
+    """``words[numbers]`` of 16 numbers; in a fraction of the time where all are within 32 of the first."""
+    first = builder.extract_element(numbers, ir.Constant(_INT32, 0))
+    offsets = builder.sub(numbers, _splat(builder, first))
+    near = builder.bitcast(builder.icmp_unsigned("<", offsets, _each(2 * LANES)), ir.IntType(LANES))
+    all_near = builder.icmp_unsigned("==", near, ir.Constant(ir.IntType(LANES), -1))
+    with builder.if_else(all_near) as (side_by_side, apart):
+        with side_by_side:
+            begin = builder.gep(words, [builder.zext(first, _SIZE)])
+            parts = [builder.gep(begin, [ir.Constant(_SIZE, i)]) for i in (0, LANES)]
+            low, high = (builder.load(builder.bitcast(p, _LANES_OF_INT32.as_pointer()), align=4) for p in parts)
+            looked_up = _native(builder, "vpermi2var.d.512", low, offsets, high)
+            here = builder.block
+        with apart:
+            mask = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
+            base, width = builder.bitcast(words, _BYTE_POINTER), ir.Constant(_INT32, 4)
+            gathered = _native(builder, "mask.gather.dpi.512", _each(0), base, numbers, mask, width)
+            there = builder.block
+    found = builder.phi(_LANES_OF_INT32)
+    found.add_incoming(looked_up, here)
+    found.add_incoming(gathered, there)
+    return found
+
+
+def _native(builder: Any, name: str, *args: Any) -> Any:
+    """An instruction of AVX-512 on 16 numbers."""
+    kind = ir.FunctionType(_LANES_OF_INT32, [a.type for a in args])
+    return builder.call(builder.module.declare_intrinsic(f"llvm.x86.avx512.{name}", fnty=kind), args)
+
+
+def _each(value: int) -> Any:
+    return ir.Constant(_LANES_OF_INT32, [value] * LANES)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    """A number in every lane."""
+    first = builder.insert_element(ir.Constant(_LANES_OF_INT32, ir.Undefined), value, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(first, ir.Constant(_LANES_OF_INT32, ir.Undefined), _each(0))
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 """Rows from anywhere in a store, gathered into one matrix in any order: decode, then scatter while still in cache.
 
 A gather is first planned: which chunks of which rows go where. Chunks are then decoded piece by piece, on threads
-where an executor is given, and each row's part of a chunk is copied once, to its final place. The kernels are imported
+where there are some, and each row's part of a chunk is copied once, to its final place. The kernels are imported
 late, as the compiler behind them is slow to import.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -25,6 +24,7 @@ from daodask.errors import CorruptStoreError
 from daodask.storage import StoreLocation
 from daodask.types import CSR, AnyArray, Int64Array
 from daodask.waiting import as_fetched, side_by_side
+from daodask.work_sharing import WorkSharingPool
 
 __all__ = [
     "RowGroup",
@@ -37,21 +37,25 @@ __all__ = [
     "matrix_width",
 ]
 
-#: Chunks of a piece, which is what a thread does at a time: enough to outweigh what a piece costs in Python.
-_PIECE_CHUNKS = range(16, 65)
-#: Pieces for each processor: enough that all have something to do until the end.
-_SHARES = 4
+#: Chunks of a piece, which is what a thread does at a time, at least: enough to outweigh what it costs in Python.
+_LEAST_CHUNKS = 16
+#: Chunks of a piece that has to be fetched, at most: the first are decoded while others are on their way.
+_MOST_FETCHED = 64
+#: Pieces for each processor: the other windows that are read give those that are done first something to do.
+_SHARES = 2
 #: Elements of what is taken for a chunk where only zarr-python knows the chunks.
 _UNKNOWN_CHUNK = 65_536
 
 #: What is larger has left the cache when it is read, so that it need not go through it when it is written.
 _CACHE_BYTES = 32 * 2**20
+#: That :func:`daodask.kernels.scatter_dense` may look at, or write, past the end of what it is given.
+_SPARE_WORDS = 32
 #: Codecs that compiled loops know.
 _COMPILED = {"": 0, "blosc": 1}
 
 Empty = Callable[[Any, Any], AnyArray]
-#: Whether a column is wanted, and which one it becomes.
-_DenseLookup = tuple[AnyArray, AnyArray]
+#: Whether a column is wanted, as a bit and as a byte, and which one it becomes.
+_DenseLookup = tuple[AnyArray, AnyArray, AnyArray]
 #: Bounds among the needed chunks, and among the rows.
 _Cut = tuple[int, int, int, int]
 
@@ -98,7 +102,7 @@ def gather_csr(
     *,
     genes: Int64Array | None = None,
     dtype: str = "float32",
-    executor: Executor | None = None,
+    workers: WorkSharingPool | None = None,
     pool: BufferPool | None = None,
 ) -> CSR:
     """Rows as CSR (computes).
@@ -115,8 +119,8 @@ def gather_csr(
         Columns to keep, in their order; all by default.
     dtype
         Of the values.
-    executor
-        Runs pieces side by side.
+    workers
+        Threads that do pieces side by side.
     pool
         Where to take the arrays of values and indices from.
 
@@ -136,7 +140,7 @@ def gather_csr(
         for group, (low, high) in zip(groups, bounds, strict=True)
         for piece in _pieces(group, (path,), low, high)
     ]
-    _run(_scatter_piece, work, executor)
+    _run(_scatter_piece, work, workers)
     n_obs = len(indptr) - 1
     if genes is None:
         return csr_of(data, indices, indptr, (n_obs, n_vars))
@@ -150,7 +154,7 @@ def gather_dense(
     *,
     genes: Int64Array | None = None,
     dtype: str = "float32",
-    executor: Executor | None = None,
+    workers: WorkSharingPool | None = None,
     pool: BufferPool | None = None,
 ) -> AnyArray:
     """Rows as a dense array ``(rows, genes)`` (computes); parameters as of :func:`gather_csr`."""
@@ -167,7 +171,7 @@ def gather_dense(
         else:
             paths = (f"{name}/indices", f"{name}/data")
             work += [(piece, lookup, out) for piece in _pieces(group, paths, low, high, whole_rows=True)]
-    _run(_scatter_dense_piece, work, executor)
+    _run(_scatter_dense_piece, work, workers)
     return out
 
 
@@ -196,28 +200,29 @@ def gather_runs(
     _run(_scatter_piece, work, None)
 
 
-def _run(function: Callable[..., None], work: Sequence[tuple[Any, ...]], executor: Executor | None) -> None:
+def _run(function: Callable[..., None], work: Sequence[tuple[Any, ...]], workers: WorkSharingPool | None) -> None:
     """Do all pieces; what has to be fetched is asked for at once, and decoded as it comes."""
     if _is_remote([arguments[0].dataset for arguments in work]):
-        _run_fetched(function, work, executor)
+        _run_fetched(function, work, workers)
         return
-    if executor is None or len(work) < 2:
-        for arguments in work:
-            function(*arguments)
+    if workers is not None and len(work) > 1:
+        workers.run(function, work)
         return
-    for future in [executor.submit(function, *arguments) for arguments in work]:
-        future.result()
+    for arguments in work:
+        function(*arguments)
 
 
-def _run_fetched(function: Callable[..., None], work: Sequence[tuple[Any, ...]], executor: Executor | None) -> None:
+def _run_fetched(
+    function: Callable[..., None], work: Sequence[tuple[Any, ...]], workers: WorkSharingPool | None
+) -> None:
     _load_indexes([arguments[0] for arguments in work])
     decoding = []
     try:
         for arguments in as_fetched(_fetch, work):
-            if executor is None:
+            if workers is None:
                 function(*arguments)
             else:
-                decoding.append(executor.submit(function, *arguments))
+                decoding.append(workers.submit(function, *arguments))
         for future in decoding:
             future.result()
     finally:
@@ -288,15 +293,15 @@ def _pieces(
     chunk = _UNKNOWN_CHUNK if spec is None else spec.chunk_length
     first, last = low // chunk, (high - 1) // chunk
     needed = _needed_chunks(first, last)
-    step = 1 if spec is None else _piece_chunks(len(needed))
+    step = 1 if spec is None else _piece_chunks(len(needed), group.dataset.is_local)
     for begin, end, a, b in (_cut_rows if whole_rows else _cut_chunks)(needed, first, last, step):
         yield _Piece(group.dataset, paths, needed[begin:end], low[a:b], high[a:b], place[a:b])
 
 
-def _piece_chunks(n_chunks: int) -> int:
+def _piece_chunks(n_chunks: int, is_local: bool) -> int:
     """Into pieces of how many chunks so many are cut."""
-    fair = n_chunks // (_SHARES * len(os.sched_getaffinity(0)))
-    return min(max(fair, _PIECE_CHUNKS.start), _PIECE_CHUNKS.stop - 1)
+    fair = max(_LEAST_CHUNKS, -(-n_chunks // (_SHARES * len(os.sched_getaffinity(0)))))
+    return fair if is_local else min(fair, _MOST_FETCHED)
 
 
 def _needed_chunks(first: Int64Array, last: Int64Array) -> Int64Array:
@@ -352,7 +357,7 @@ def _scatter_piece(piece: _Piece, indptr: Int64Array, out: AnyArray) -> None:
 
 def _scatter_dense_piece(piece: _Piece, lookup: _DenseLookup, out: AnyArray) -> None:
     arrays = piece.arrays
-    n_vars = len(lookup[1])
+    n_vars = len(lookup[-1])
     rows = piece.low, piece.high, piece.place
     flat, row, past_cache = out.reshape(-1), np.empty(out.shape[1], out.dtype), out.nbytes > _CACHE_BYTES
     functions = [_decoders(array) for array in arrays]
@@ -360,14 +365,14 @@ def _scatter_dense_piece(piece: _Piece, lookup: _DenseLookup, out: AnyArray) -> 
         from daodask.kernels import scatter_dense
 
         for (first, column), (_, value) in zip(_decoded(piece, 0), _decoded(piece, 1), strict=True):
-            room = np.empty(len(column), dtype=np.uint32), row
+            room = _positions(column), row
             strange = scatter_dense(column, value, first, *rows, lookup, room, flat, False)
             _check_columns(strange, n_vars)
         return
     from daodask.decoding import scatter_dense_chunks
 
     forms, scratches = tuple(map(_form, arrays)), (arrays[0].scratch(), arrays[1].scratch())
-    room, length = (np.empty(len(scratches[0]), dtype=np.uint32), row), arrays[0].n_elements
+    room, length = (_positions(scratches[0]), row), arrays[0].n_elements
     for encoded in _encoded(piece):
         sources, bounds = tuple(map(_source, encoded)), tuple(e.bounds for e in encoded)
         chunks = forms, sources, bounds, encoded[0].numbers
@@ -496,7 +501,15 @@ def _dense_lookup(genes: Int64Array | None, n_vars: int) -> _DenseLookup:
     """What :func:`daodask.kernels.scatter_dense` asks of each column; of the smallest types, so as to stay in cache."""
     selected = _lookup(genes, n_vars)
     width = n_vars if genes is None else len(genes)
-    return np.append(selected >= 0, True).view(np.uint8), selected.astype(np.uint16 if width <= 2**16 else np.uint32)
+    wanted = np.append(selected >= 0, True)
+    words = np.zeros(n_vars // 32 + 1 + _SPARE_WORDS, dtype=np.uint32)
+    words.view(np.uint8)[: n_vars // 8 + 1] = np.packbits(wanted, bitorder="little")
+    return words, wanted.view(np.uint8), selected.astype(np.uint16 if width <= 2**16 else np.uint32)
+
+
+def _positions(chunk: AnyArray) -> AnyArray:
+    """Room for what is found in a chunk, and for what is put down beyond it, many at a time."""
+    return np.empty(len(chunk) + _SPARE_WORDS, dtype=np.uint32)
 
 
 def _chunks_match(dataset: StoreLocation, name: str) -> bool:

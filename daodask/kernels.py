@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-from daodask._intrinsics import LANES, stream
+from daodask._intrinsics import LANES, is_wide, note_wanted, stream
 
 __all__ = [
     "accumulate",
@@ -114,10 +114,11 @@ def scatter_dense(
         Element bounds of each row, increasing, and the row of ``out`` that it becomes. Chunks come in order, and with
         the same room, as a row may go on in the next.
     lookup
-        Pair: whether a column is wanted, and which one it becomes. The former has one more entry than there are
-        columns, which is true, for all columns that there should not be.
+        Three: whether a column is wanted, as bits of uint32 and once more as a byte each, and which one it becomes.
+        The first two have one more entry than there are columns, which is true, for all columns that there should not
+        be, and the bits 32 words after it.
     room
-        Pair: for as many numbers as a chunk has elements, and for a row of ``out``.
+        Pair: for 32 more numbers than a chunk has elements, and for a row of ``out``.
     out, past_cache
         The rows one after another, and as of :func:`scatter`.
 
@@ -151,11 +152,16 @@ def _put_wanted(columns: Any, values: Any, lookup: Any, found: Any, row: Any) ->
     Where few columns are wanted most values are not, in no order that a processor could foresee: first it is noted
     without a branch which are, then these alone are put down.
     """
-    wanted, target = lookup
-    beyond = np.uint32(len(target))
+    words, wanted, target = lookup
+    beyond: Any = np.uint32(len(target))
+    lanes: Any = np.uint64(LANES)
+    length = np.uint64(len(columns))
+    whole = length // lanes * lanes if is_wide() else np.uint64(0)
     strange = 0
-    n = np.uint64(0)
-    for k in range(np.uint64(len(columns))):
+    n: Any = np.uint64(0)
+    for k in range(np.uint64(0), whole, lanes):
+        n = note_wanted(columns, k, words, beyond, found, n)
+    for k in range(whole, length):
         found[n] = k
         n += np.uint64(wanted[min(np.uint32(columns[k]), beyond)])
     for i in range(n):

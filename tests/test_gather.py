@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from daodask.format.chunks import encode_shard
 from daodask.format.codecs import Codec
 from daodask.gather import RowGroup, csr_of, gather_csr, gather_dense, matrix_width
 from daodask.storage import StoreLocation
+from daodask.work_sharing import WorkSharingPool
 
 CODECS: dict[str, tuple[Any, ...]] = {
     "known": (BloscCodec(cname="lz4"), Crc32cCodec()),
@@ -135,7 +135,7 @@ def test_rows_in_any_order_are_those_of_scipy(
     genes = None if n_genes is None else generator.permutation(n_vars)[:n_genes].astype(np.int64)
     with (
         tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(3) as executor,
+        WorkSharingPool(3, 1, "test") as workers,
         mock.patch("daodask.gather.find_decoders", find_decoders if how["compiled"] else lambda: None),
         mock.patch("daodask.gather._CACHE_BYTES", how["cache_bytes"]),
         mock.patch.object(StoreLocation, "is_local", how["in_files"]),
@@ -145,7 +145,7 @@ def test_rows_in_any_order_are_those_of_scipy(
         options: dict[str, Any] = {
             "genes": genes,
             "dtype": served,
-            "executor": executor if how["threads"] else None,
+            "workers": workers if how["threads"] else None,
             "pool": BufferPool(2**28) if how["pooled"] else None,
         }
         for _ in range(2):  # the second time with memory that was used
@@ -194,9 +194,9 @@ def test_rows_over_many_pieces(long, rows):
     dataset, matrix = long
     groups = split([dataset], [300], np.array(rows))
     expected = matrix[rows].toarray()
-    with ThreadPoolExecutor(2) as executor:
-        np.testing.assert_array_equal(gather_csr(groups, "X", 200, executor=executor).toarray(), expected)
-        np.testing.assert_array_equal(gather_dense(groups, "X", 200, executor=executor), expected)
+    with WorkSharingPool(2, 1, "test") as workers:
+        np.testing.assert_array_equal(gather_csr(groups, "X", 200, workers=workers).toarray(), expected)
+        np.testing.assert_array_equal(gather_dense(groups, "X", 200, workers=workers), expected)
 
 
 def test_no_rows(long):
@@ -301,8 +301,8 @@ def test_what_is_damaged_or_gone_is_refused(tmp_path, name):
             path.write_bytes(damaged)
         groups = split([dataset], [40], np.arange(40))
         for gather in (gather_csr, gather_dense):
-            with ThreadPoolExecutor(2) as executor, pytest.raises(CorruptStoreError):
-                gather(groups, "X", 50, executor=executor)
+            with WorkSharingPool(2, 1, "test") as workers, pytest.raises(CorruptStoreError):
+                gather(groups, "X", 50, workers=workers)
 
 
 def test_metadata_without_members_is_refused(tmp_path):

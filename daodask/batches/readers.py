@@ -16,6 +16,7 @@ from daodask.batches.window import Request, make_batches
 from daodask.buffers import BufferPool
 from daodask.runners import in_flight, on_worker
 from daodask.store import Store
+from daodask.work_sharing import WorkSharingPool
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -53,17 +54,17 @@ class LocalReader:
     def read(self, store: Store, windows: Iterator[Window], request: Request) -> Iterator[list[Any]]:
         """The batches of each window; threads end with the iterator."""
         threads = self.threads or len(os.sched_getaffinity(0))
-        with ThreadPoolExecutor(threads, "daodask-decode") as decoders:
+        # While one window is decoded, the next is planned and the one before is cut into batches. More than two at once
+        # would only make each of them late, but for windows that wait for a bucket.
+        most = min(2, threads, self.read_ahead) if store.location.is_local else self.read_ahead
+        with WorkSharingPool(threads, max(1, most), "daodask-decode") as workers:
 
             def make(window: Window) -> list[Any]:
-                return make_batches(store, window, request, decoders if threads > 1 else None, self.pool)
+                return make_batches(store, window, request, workers if threads > 1 else None, self.pool)
 
             if not self.read_ahead:
                 yield from map(make, windows)
                 return
-            # While the decoders work on one window, the next is planned and the one before is cut into batches. More
-            # than two at once would only make each of them late, but for windows that wait for a bucket.
-            most = min(2, self.read_ahead) if store.location.is_local else self.read_ahead
             with ThreadPoolExecutor(most, "daodask-window") as ahead:
                 yield from in_flight(windows, lambda window: ahead.submit(make, window), self.read_ahead + 1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from daodask.format.spec import SOURCE_DATASET
 from daodask.gather import RowGroup, csr_of, gather_csr, gather_dense
 from daodask.store import Store
 from daodask.types import CSR, AnyArray, BoolArray, Int64Array
+from daodask.work_sharing import WorkSharingPool
 
 __all__ = ["Batch", "Request", "make_batches", "read_window"]
 
@@ -100,16 +100,24 @@ class _Cells:
 
 
 def make_batches(
-    store: Store, window: Window, request: Request, executor: Executor | None = None, pool: BufferPool | None = None
+    store: Store,
+    window: Window,
+    request: Request,
+    workers: WorkSharingPool | None = None,
+    pool: BufferPool | None = None,
 ) -> list[Any]:
     """Read a window and cut it into batches, with the request's function applied to each (computes)."""
-    cells = read_window(store, window, request, executor, pool)
+    cells = read_window(store, window, request, workers, pool)
     batches = (_cut(cells, bounds, request) for bounds in window.batches())
     return [batch if request.fn is None else request.fn(batch) for batch in batches]
 
 
 def read_window(
-    store: Store, window: Window, request: Request, executor: Executor | None = None, pool: BufferPool | None = None
+    store: Store,
+    window: Window,
+    request: Request,
+    workers: WorkSharingPool | None = None,
+    pool: BufferPool | None = None,
 ) -> _Cells:
     """Read a window's cells in the order in which it hands them out (computes)."""
     # Not stable, which takes five times as long: a cell that comes twice is the same cell.
@@ -128,7 +136,7 @@ def read_window(
         selection.n_stored_vars,
         genes=selection.genes,
         dtype=request.dtype,
-        executor=executor,
+        workers=workers,
         pool=pool,
     )
     obs = read_columns(store, rows, request.obs, index)
