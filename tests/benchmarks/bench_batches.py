@@ -260,7 +260,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     print(f"daodask store, {arguments.codec}: {time.perf_counter() - began:.1f} s")
     store = daodask.open_store(url)
     peers = [p for p in arguments.peers if _installed(p)]
-    collection = folder / "annbatch"
+    collection = folder / "annbatch.zarr"
     if "annbatch" in peers and not collection.exists():
         from annbatch import DatasetCollection
 
