@@ -18,6 +18,7 @@ __all__ = [
     "fence",
     "is_wide",
     "note_wanted",
+    "prefetch",
     "stream",
     "uncounted",
 ]
@@ -114,6 +115,22 @@ def stream(typingctx: Any, out: Any, position: Any, src: Any, start: Any) -> Any
         return context.get_dummy_value()
 
     return types.void(out, types.uintp, src, types.uintp), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, out: Any, position: Any) -> Any:
+    """Ask for the cache line of ``out[position]``, which is to be written to; it may be anywhere, and nothing waits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.gep(context.make_array(out)(context, builder, args[0]).data, [args[1]])
+        for_writing, into_all_caches, data = 1, 3, 1
+        options = [ir.Constant(_INT32, option) for option in (for_writing, into_all_caches, data)]
+        kind = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, *[_INT32] * 3])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE_POINTER], kind)
+        builder.call(function, [builder.bitcast(place, _BYTE_POINTER), *options])
+        return context.get_dummy_value()
+
+    return types.void(out, types.uintp), codegen
 
 
 def _width(kind: Any) -> int:

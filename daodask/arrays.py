@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daodask.errors import CorruptStoreError
-from daodask.format.chunks import ABSENT, ArraySpec, decode_chunk, decode_index
+from daodask.format.chunks import ArraySpec, decode_chunk, decode_index
 from daodask.format.codecs import without_delta_warning
 from daodask.storage import StoreLocation
 from daodask.types import AnyArray, Int64Array
@@ -180,15 +180,14 @@ class Array:
         spec = _known(self)
         shard = int(numbers[0]) // spec.chunks_per_shard
         path = self.file_of(shard)
-        placed = _chunk_bounds(self, shard)[numbers % spec.chunks_per_shard]
-        absent = placed[:, 0] == ABSENT
-        if absent.any():
+        bounds = _chunk_bounds(self, shard)[numbers % spec.chunks_per_shard]
+        present = bounds[:, 0] >= 0
+        if not present.all():
             if self.strict:
-                number = int(numbers[absent][0])
+                number = int(numbers[~present][0])
                 raise CorruptStoreError(f"{self.where}: chunk {number} is absent from {path}; restore the file")
-            numbers, placed = numbers[~absent], placed[~absent]
-        begins = placed[:, 0].astype(np.int64)
-        return path, numbers, np.stack([begins, begins + placed[:, 1].astype(np.int64)], axis=1)
+            numbers, bounds = numbers[present], bounds[present]
+        return path, numbers, bounds
 
     def decode(self, number: int, data: bytes, scratch: AnyArray) -> tuple[int, AnyArray]:
         """First element and values of a chunk; the values are gone when the scratch is used again."""
@@ -325,7 +324,7 @@ os.register_at_fork(after_in_child=_CHUNKS.renew_lock)
 
 
 def _chunk_bounds(array: Array, shard: int) -> AnyArray:
-    """Offset and size of each chunk of a shard, ``ABSENT`` where there is none."""
+    """Where each chunk of a shard begins and ends; negative where there is none."""
     spec, path = _known(array), array.file_of(shard)
     key = (array.dataset, path)
     found = _INDEXES.get(key)
@@ -334,14 +333,14 @@ def _chunk_bounds(array: Array, shard: int) -> AnyArray:
     if spec.sharded:
         array.load_indexes(np.array([shard * spec.chunks_per_shard], dtype=np.int64))
         found = _INDEXES.get(key)
-        return np.full((spec.chunks_per_shard, 2), ABSENT, dtype=np.uint64) if found is None else found
+        return np.full((spec.chunks_per_shard, 2), -1, dtype=np.int64) if found is None else found
     try:
         size = (array.dataset / path).size()
     except CorruptStoreError:
         if array.strict:
             raise
-        return np.full((1, 2), ABSENT, dtype=np.uint64)
-    return _INDEXES.put(key, np.array([[0, size]], dtype=np.uint64))
+        return np.full((1, 2), -1, dtype=np.int64)
+    return _INDEXES.put(key, np.array([[0, size]], dtype=np.int64))
 
 
 def take(array: Array, positions: Int64Array) -> AnyArray:

@@ -8,9 +8,11 @@ late, as the compiler behind them is slow to import.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -76,8 +78,7 @@ class _Piece:
     ``fetched`` are the chunks of each array, where they had to come from elsewhere and are here already.
     """
 
-    dataset: StoreLocation
-    paths: tuple[str, ...]
+    arrays: tuple[Array, ...]
     chunks: Int64Array
     low: Int64Array
     high: Int64Array
@@ -85,9 +86,14 @@ class _Piece:
     fetched: tuple[Encoded, ...] = ()
 
     @property
-    def arrays(self) -> list[Array]:
-        """The arrays."""
-        return [open_array(self.dataset, path) for path in self.paths]
+    def dataset(self) -> StoreLocation:
+        """Of the arrays."""
+        return self.arrays[0].dataset
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled loops decode all of its chunks."""
+        return None not in map(_decoders, self.arrays)
 
 
 def matrix_width(dataset: StoreLocation, name: str) -> int:
@@ -135,10 +141,10 @@ def gather_csr(
     nnz = int(indptr[-1])
     data, indices = empty(nnz, dtype), empty(nnz, np.int32)
     work: list[tuple[Any, ...]] = [
-        (piece, indptr, out)
-        for path, out in ((f"{name}/data", data), (f"{name}/indices", indices))
+        (piece, indptr, *outs)
         for group, (low, high) in zip(groups, bounds, strict=True)
-        for piece in _pieces(group, (path,), low, high)
+        for paths, outs in _read_together(group.dataset, name, data, indices)
+        for piece in _pieces(group, paths, low, high)
     ]
     _run(_scatter_piece, work, workers)
     n_obs = len(indptr) - 1
@@ -236,22 +242,21 @@ def _is_remote(datasets: Sequence[StoreLocation]) -> bool:
 
 def _load_indexes(pieces: Sequence[_Piece]) -> None:
     """Of each shard once: the pieces of one would all ask for it."""
-    chunks: dict[tuple[StoreLocation, str], list[Int64Array]] = {}
+    chunks: dict[Array, list[Int64Array]] = {}
     for piece in pieces:
-        for path in piece.paths:
-            chunks.setdefault((piece.dataset, path), []).append(piece.chunks)
-    arrays = [(open_array(*key), np.concatenate(numbers)) for key, numbers in chunks.items()]
-    known = [(array, numbers) for array, numbers in arrays if array.spec is not None]
+        for array in piece.arrays:
+            if array.spec is not None:
+                chunks.setdefault(array, []).append(piece.chunks)
+    known = [(array, np.concatenate(numbers)) for array, numbers in chunks.items()]
     side_by_side(lambda needed: needed[0].load_indexes(needed[1]), known, remote=True)
 
 
 def _fetch(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same work with the chunks of its piece, of such arrays as are not left to zarr-python."""
     piece, *others = arguments
-    arrays = piece.arrays
-    if any(array.spec is None for array in arrays):
+    if any(array.spec is None for array in piece.arrays):
         return arguments
-    return replace(piece, fetched=tuple(array.fetch(piece.chunks) for array in arrays)), *others
+    return replace(piece, fetched=tuple(array.fetch(piece.chunks) for array in piece.arrays)), *others
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------
@@ -289,13 +294,14 @@ def _pieces(
     """
     filled = high > low
     low, high, place = low[filled], high[filled], group.place[filled]
-    spec = open_array(group.dataset, paths[0]).spec
+    arrays = tuple(open_array(group.dataset, path) for path in paths)
+    spec = arrays[0].spec
     chunk = _UNKNOWN_CHUNK if spec is None else spec.chunk_length
     first, last = low // chunk, (high - 1) // chunk
     needed = _needed_chunks(first, last)
     step = 1 if spec is None else _piece_chunks(len(needed), group.dataset.is_local)
     for begin, end, a, b in (_cut_rows if whole_rows else _cut_chunks)(needed, first, last, step):
-        yield _Piece(group.dataset, paths, needed[begin:end], low[a:b], high[a:b], place[a:b])
+        yield _Piece(arrays, needed[begin:end], low[a:b], high[a:b], place[a:b])
 
 
 def _piece_chunks(n_chunks: int, is_local: bool) -> int:
@@ -335,24 +341,24 @@ def _cut_rows(needed: Int64Array, first: Int64Array, last: Int64Array, step: int
 # -- one piece ---------------------------------------------------------------------------------------------------------
 
 
-def _scatter_piece(piece: _Piece, indptr: Int64Array, out: AnyArray) -> None:
-    (array,) = piece.arrays
-    dst = indptr[piece.place]
-    past_cache = out.nbytes > _CACHE_BYTES
-    functions = _decoders(array)
-    if functions is None:
+def _scatter_piece(piece: _Piece, indptr: Int64Array, *outs: AnyArray) -> None:
+    """Put the rows' elements of each array of a piece into the one of the result that it is for."""
+    rows = piece.low, piece.high, indptr[piece.place]
+    if not piece.is_compiled:
         from daodask.kernels import scatter
 
-        for first, values in _decoded(piece, 0):
-            scatter(values, first, piece.low, piece.high, dst, out, False)
+        for which, out in enumerate(outs):
+            for first, values in _decoded(piece, which):
+                scatter(values, first, *rows, out, False)
         return
     from daodask.decoding import scatter_chunks
 
-    rows, scratch, length = (piece.low, piece.high, dst), array.scratch(), array.n_elements
-    for (encoded,) in _encoded(piece):
-        chunks = _form(array), _source(encoded), encoded.bounds, encoded.numbers
-        bad = scatter_chunks(functions, *chunks, length, rows, scratch, out, past_cache)
-        _check_decoded(array, encoded, bad)
+    for each in _encoded(piece):
+        for array, encoded, out in zip(piece.arrays, each, outs, strict=True):
+            chunks = _form(array), _source(encoded), encoded.bounds, encoded.numbers, array.n_elements
+            past_cache = out.nbytes > _CACHE_BYTES
+            bad = scatter_chunks(find_decoders(), *chunks, rows, array.scratch(), out, past_cache)
+            _check_decoded(array, encoded, bad)
 
 
 def _scatter_dense_piece(piece: _Piece, lookup: _DenseLookup, out: AnyArray) -> None:
@@ -360,8 +366,7 @@ def _scatter_dense_piece(piece: _Piece, lookup: _DenseLookup, out: AnyArray) -> 
     n_vars = len(lookup[-1])
     rows = piece.low, piece.high, piece.place
     flat, row, past_cache = out.reshape(-1), np.empty(out.shape[1], out.dtype), out.nbytes > _CACHE_BYTES
-    functions = [_decoders(array) for array in arrays]
-    if None in functions:
+    if not piece.is_compiled:
         from daodask.kernels import scatter_dense
 
         for (first, column), (_, value) in zip(_decoded(piece, 0), _decoded(piece, 1), strict=True):
@@ -377,7 +382,7 @@ def _scatter_dense_piece(piece: _Piece, lookup: _DenseLookup, out: AnyArray) -> 
         sources, bounds = tuple(map(_source, encoded)), tuple(e.bounds for e in encoded)
         chunks = forms, sources, bounds, encoded[0].numbers
         which, bad, strange = scatter_dense_chunks(
-            functions[0], *chunks, length, rows, lookup, scratches, room, flat, past_cache
+            find_decoders(), *chunks, length, rows, lookup, scratches, room, flat, past_cache
         )
         _check_decoded(arrays[which], encoded[which], bad)
         _check_columns(strange, n_vars)
@@ -512,6 +517,19 @@ def _positions(chunk: AnyArray) -> AnyArray:
     return np.empty(len(chunk) + _SPARE_WORDS, dtype=np.uint32)
 
 
+def _read_together(
+    dataset: StoreLocation, name: str, data: AnyArray, indices: AnyArray
+) -> list[tuple[tuple[str, ...], tuple[AnyArray, ...]]]:
+    """Paths of arrays that are read together, and what they are read into: as few Python steps as there can be.
+
+    What has to be fetched is fetched apart, all at once.
+    """
+    of_data, of_indices = f"{name}/data", f"{name}/indices"
+    if dataset.is_local and _chunks_match(dataset, name):
+        return [((of_data, of_indices), (data, indices))]
+    return [((of_data,), (data,)), ((of_indices,), (indices,))]
+
+
 def _chunks_match(dataset: StoreLocation, name: str) -> bool:
     """Whether values and indices are cut alike, so that chunks of both can be read side by side."""
     specs = [open_array(dataset, f"{name}/{what}").spec for what in ("data", "indices")]
@@ -542,9 +560,15 @@ def csr_of(data: AnyArray, indices: AnyArray, indptr: AnyArray, shape: tuple[int
 
     scipy's constructor would copy each array that is a small part of a larger one.
     """
-    matrix = sp.csr_matrix(shape, dtype=data.dtype)
+    matrix = copy.copy(_without_elements(shape, data.dtype))
     # The bounds are of the type that indices are, as scipy's loops and tensors want them, unless that is too narrow.
     narrow = indptr.astype(np.int32, copy=False) if indptr[-1] < 2**31 else indptr
     matrix.data, matrix.indices, matrix.indptr = data, indices, narrow
     matrix.has_canonical_format = True
     return matrix
+
+
+@lru_cache(maxsize=64)
+def _without_elements(shape: tuple[int, int], dtype: np.dtype[Any]) -> CSR:
+    # To be copied: scipy takes three times as long to make one.
+    return sp.csr_matrix(shape, dtype=dtype)

@@ -6,13 +6,17 @@ Compilation is cached on disk, so that only the first run on a machine pays for 
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
 
-from daodask._intrinsics import LANES, is_wide, note_wanted, stream
+from daodask import _intrinsics
+from daodask._intrinsics import LANES, is_wide, note_wanted, prefetch, stream
 
 __all__ = [
     "accumulate",
@@ -30,9 +34,24 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+#: Of the modules whose functions are compiled into those of others.
+_CALLED: Final = hashlib.sha256(
+    "".join(map(inspect.getsource, (_intrinsics, sys.modules[__name__]))).encode()
+).hexdigest()[:16]
+
+
 def compiled(function: F) -> F:
-    """Compile a function, to run without the GIL; compiled code is kept on disk."""
-    return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False)(function))
+    """Compile a function, to run without the GIL; compiled code is kept on disk.
+
+    numba takes what it kept as long as the function's own file is the same. After an upgrade that would be code with
+    the former version of what it calls in other files, so that it is kept by the content of those as well.
+    """
+    name = function.__qualname__
+    # Which is a part of the name of the file that it is kept in.
+    function.__qualname__ = f"{name}-{_CALLED}"
+    dispatcher: Any = numba.njit(nogil=True, cache=True, boundscheck=False)(function)
+    function.__qualname__ = dispatcher.__qualname__ = name
+    return cast(F, dispatcher)
 
 
 @compiled
@@ -67,11 +86,23 @@ def scatter(src: Any, src_start: int, low: Any, high: Any, dst: Any, out: Any, p
         last = min(high[r], src_stop)
         if low[r] >= src_stop:
             break
+        if past_cache and r + 1 < len(low):
+            _prefetch_ends(out, np.uint64(dst[r + 1]), np.uint64(high[r + 1] - low[r + 1]))
         if first < last:
             n = np.uint64(last - first)
             a = np.uint64(first - src_start)
             b = np.uint64(dst[r] + first - low[r])
             _copy_run(src, a, out, b, n, past_cache)
+
+
+@compiled
+def _prefetch_ends(out: Any, b: Any, n: Any) -> None:
+    """Ask for the lines at both ends of ``out[b : b + n]``, which are not written as a whole.
+
+    Else each is waited for, as long as it takes to write a quarter of a row.
+    """
+    prefetch(out, b)
+    prefetch(out, b + n)
 
 
 @compiled
@@ -140,6 +171,8 @@ def scatter_dense(
                 row[:] = 0
             part = slice(max(low[r], src_start) - src_start, max(low[r], min(high[r], src_stop)) - src_start)
             strange += _put_wanted(columns[part], values[part], lookup, found, row)
+        if past_cache and r + 1 < len(low):
+            _prefetch_ends(out, np.uint64(place[r + 1]) * width, width)
         if high[r] <= src_stop:
             _copy_run(row, np.uint64(0), out, np.uint64(place[r]) * width, width, past_cache)
     return strange

@@ -39,19 +39,19 @@ def read_columns(store: Store, rows: Sequence[Rows], columns: Sequence[str], ind
         Row numbers in the store: the index of the result.
     """
     schema = {c.name: c for c in store.obs_schema}
-    frame = pd.DataFrame(index=pd.Index(index, dtype=np.int64))
+    values: dict[str, Any] = {}
     for name in columns:
         column = schema.get(name)
         if name == "dataset":
-            frame[name] = _dataset_column(store, rows, len(index))
+            values[name] = _dataset_column(store, rows, len(index))
         elif column is None or column.dtype == "string" or (column.nullable and column.dtype != "category"):
-            frame[name] = _from_parquet(store, rows, name, len(index))
+            values[name] = _from_parquet(store, rows, name, len(index))
         elif column.dtype == "category":
             codes = _codes(store, rows, column, len(index))
-            frame[name] = pd.Categorical.from_codes(codes, dtype=_dtype(store, name), validate=False)
+            values[name] = pd.Categorical.from_codes(codes, dtype=_dtype(store, name), validate=False)
         else:
-            frame[name] = _numbers(store, rows, column, len(index))
-    return frame
+            values[name] = _numbers(store, rows, column, len(index))
+    return pd.DataFrame(values, index=pd.Index(index, dtype=np.int64), columns=list(columns), copy=False)
 
 
 def read_labels(store: Store, column: str) -> Labels:

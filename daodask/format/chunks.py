@@ -23,7 +23,7 @@ from daodask.types import AnyArray
 __all__ = ["ArraySpec", "decode_chunk", "decode_index", "encode_shard", "shard_bounds", "shard_key", "shard_parts"]
 
 #: What a shard's index has in place of an offset where a chunk is absent.
-ABSENT: Final = 2**64 - 1
+_ABSENT: Final = 2**64 - 1
 #: The crc32c of any bytes that are followed by their own crc32c.
 CHECKED: Final = 0x48674BC7
 BLOSC_HEADER: Final = struct.Struct("<4B3I")
@@ -152,7 +152,7 @@ def _pipeline(names: list[str]) -> tuple[str, bool]:
 
 
 def decode_index(data: bytes, spec: ArraySpec, where: str) -> AnyArray:
-    """Offsets and sizes of a shard's chunks, ``(chunks, 2)`` uint64.
+    """Where in a shard each chunk begins and ends, ``(chunks, 2)`` int64; negative where a chunk is absent.
 
     Raises
     ------
@@ -164,7 +164,8 @@ def decode_index(data: bytes, spec: ArraySpec, where: str) -> AnyArray:
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
         raise CorruptStoreError(f"{where}: the shard index does not match its checksum; restore the file")
-    return np.frombuffer(body, dtype="<u8").reshape(-1, 2)
+    offsets, sizes = np.frombuffer(body, dtype="<u8").reshape(-1, 2).T
+    return np.stack([offsets, offsets + sizes], axis=1).astype(np.int64)
 
 
 def decode_chunk(data: bytes, spec: ArraySpec, out: AnyArray, where: str) -> None:
@@ -259,7 +260,7 @@ def shard_parts(values: Iterable[AnyArray], chunk_length: int, shard_length: int
     bytes
         What comes next in the shard: its chunks, and the index at last.
     """
-    index = np.full((shard_length // chunk_length, 2), ABSENT, dtype="<u8")
+    index = np.full((shard_length // chunk_length, 2), _ABSENT, dtype="<u8")
     begin = 0
     for number, chunk in enumerate(_chunks(values, chunk_length)):
         encoded = codec.encode(chunk)
