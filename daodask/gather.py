@@ -284,6 +284,25 @@ def _indptr(groups: Sequence[RowGroup], lengths: Sequence[Int64Array]) -> Int64A
     return np.cumsum(indptr, out=indptr)
 
 
+def _read_together(
+    dataset: StoreLocation, name: str, data: AnyArray, indices: AnyArray
+) -> list[tuple[tuple[str, ...], tuple[AnyArray, ...]]]:
+    """Paths of arrays that are read together, and what they are read into: as few Python steps as there can be.
+
+    What has to be fetched is fetched apart, all at once.
+    """
+    of_data, of_indices = f"{name}/data", f"{name}/indices"
+    if dataset.is_local and _chunks_match(dataset, name):
+        return [((of_data, of_indices), (data, indices))]
+    return [((of_data,), (data,)), ((of_indices,), (indices,))]
+
+
+def _chunks_match(dataset: StoreLocation, name: str) -> bool:
+    """Whether values and indices are cut alike, so that chunks of both can be read side by side."""
+    specs = [open_array(dataset, f"{name}/{what}").spec for what in ("data", "indices")]
+    return all(s is not None for s in specs) and len({s.chunk_length for s in specs if s is not None}) == 1
+
+
 def _pieces(
     group: RowGroup, paths: tuple[str, ...], low: Int64Array, high: Int64Array, *, whole_rows: bool = False
 ) -> Iterator[_Piece]:
@@ -353,11 +372,11 @@ def _scatter_piece(piece: _Piece, indptr: Int64Array, *outs: AnyArray) -> None:
         return
     from daodask.decoding import scatter_chunks
 
+    scratches = [array.scratch() for array in piece.arrays]
     for each in _encoded(piece):
-        for array, encoded, out in zip(piece.arrays, each, outs, strict=True):
+        for array, encoded, scratch, out in zip(piece.arrays, each, scratches, outs, strict=True):
             chunks = _form(array), _source(encoded), encoded.bounds, encoded.numbers, array.n_elements
-            past_cache = out.nbytes > _CACHE_BYTES
-            bad = scatter_chunks(find_decoders(), *chunks, rows, array.scratch(), out, past_cache)
+            bad = scatter_chunks(find_decoders(), *chunks, rows, scratch, out, out.nbytes > _CACHE_BYTES)
             _check_decoded(array, encoded, bad)
 
 
@@ -517,25 +536,6 @@ def _positions(chunk: AnyArray) -> AnyArray:
     return np.empty(len(chunk) + _SPARE_WORDS, dtype=np.uint32)
 
 
-def _read_together(
-    dataset: StoreLocation, name: str, data: AnyArray, indices: AnyArray
-) -> list[tuple[tuple[str, ...], tuple[AnyArray, ...]]]:
-    """Paths of arrays that are read together, and what they are read into: as few Python steps as there can be.
-
-    What has to be fetched is fetched apart, all at once.
-    """
-    of_data, of_indices = f"{name}/data", f"{name}/indices"
-    if dataset.is_local and _chunks_match(dataset, name):
-        return [((of_data, of_indices), (data, indices))]
-    return [((of_data,), (data,)), ((of_indices,), (indices,))]
-
-
-def _chunks_match(dataset: StoreLocation, name: str) -> bool:
-    """Whether values and indices are cut alike, so that chunks of both can be read side by side."""
-    specs = [open_array(dataset, f"{name}/{what}").spec for what in ("data", "indices")]
-    return all(s is not None for s in specs) and len({s.chunk_length for s in specs if s is not None}) == 1
-
-
 def _select(
     data: AnyArray, indices: AnyArray, indptr: Int64Array, shape: tuple[int, int], genes: Int64Array, empty: Empty
 ) -> CSR:
@@ -570,5 +570,7 @@ def csr_of(data: AnyArray, indices: AnyArray, indptr: AnyArray, shape: tuple[int
 
 @lru_cache(maxsize=64)
 def _without_elements(shape: tuple[int, int], dtype: np.dtype[Any]) -> CSR:
-    # To be copied: scipy takes three times as long to make one.
-    return sp.csr_matrix(shape, dtype=dtype)
+    # To be copied: scipy takes three times as long to make one. What it has for each row is not kept here.
+    matrix = sp.csr_matrix(shape, dtype=dtype)
+    matrix.indptr = np.empty(0, dtype=np.int32)
+    return matrix

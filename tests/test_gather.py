@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import tracemalloc
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -324,3 +325,27 @@ def test_a_matrix_of_given_arrays_shares_them():
     assert matrix.toarray()[1, 4] == 4
     large = csr_of(data[:0], indices[:0], np.array([0, 2**31], np.int64), (1, 100))
     assert large.indptr.dtype == np.int64
+
+
+def test_matrices_of_given_arrays_have_nothing_in_common():
+    ones = np.ones(2), np.array([0, 1], np.int32)
+    first = csr_of(*ones, np.array([0, 1, 2]), (2, 5))
+    second = csr_of(2 * ones[0], ones[1][::-1].copy(), np.array([0, 2, 2]), (2, 5))
+    second.has_sorted_indices = False
+    second.sort_indices()
+    assert first.toarray().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
+    assert second.toarray().tolist() == [[2, 2, 0, 0, 0], [0, 0, 0, 0, 0]]
+    assert first.has_canonical_format
+    assert first.indptr.tolist() == [0, 1, 2]
+
+
+def test_making_matrices_keeps_no_memory():
+    """What is kept, so that the next of a shape is made faster, does not grow with its rows."""
+    tracemalloc.start()
+    try:
+        for n_obs in range(2_000_000, 2_000_010):
+            csr_of(np.empty(0), np.empty(0, np.int32), np.zeros(n_obs + 1, np.int32), (n_obs, 5))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2**20

@@ -51,7 +51,7 @@ def read_columns(store: Store, rows: Sequence[Rows], columns: Sequence[str], ind
             values[name] = pd.Categorical.from_codes(codes, dtype=_dtype(store, name), validate=False)
         else:
             values[name] = _numbers(store, rows, column, len(index))
-    return pd.DataFrame(values, index=pd.Index(index, dtype=np.int64), columns=list(columns), copy=False)
+    return pd.DataFrame(values, index=pd.Index(index, dtype=np.int64), copy=False)
 
 
 def read_labels(store: Store, column: str) -> Labels:

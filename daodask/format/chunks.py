@@ -147,8 +147,7 @@ def _pipeline(names: list[str]) -> tuple[str, bool]:
     return (steps[1] if len(steps) == 2 else ""), checksum
 
 
-# -- reading
-# ------------------------------------------------------------------------------------------------------------
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def decode_index(data: bytes, spec: ArraySpec, where: str) -> AnyArray:
@@ -221,8 +220,7 @@ def _decode_zstd(view: memoryview, spec: ArraySpec, out: AnyArray, where: str) -
     out[:] = np.frombuffer(decoded, dtype=spec.dtype)
 
 
-# -- writing
-# ------------------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def shard_bounds(length: int, shard_length: int) -> Iterator[tuple[int, int]]:

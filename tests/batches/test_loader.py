@@ -151,6 +151,8 @@ def test_obs_columns_come_as_asked_for(store):
     assert batch.obs.columns.tolist() == ["odd", "row"]
     (batch,) = BatchLoader(store[:5], 9, obs="odd")
     assert batch.obs.columns.tolist() == ["odd"]
+    (batch,) = BatchLoader(store[:5], 9, obs=["odd", "row", "odd"])
+    assert batch.obs.columns.tolist() == ["odd", "row"]
     (batch,) = BatchLoader(store[:5], 9)
     assert batch.obs.shape == (5, 0)
     assert sorted(batch.obs.index) == [0, 1, 2, 3, 4]
